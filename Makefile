@@ -1,0 +1,33 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+bin := .venv/bin
+export PATH := $(CURDIR)/$(bin):$(PATH)
+
+help:            ## list these commands
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
+
+# Set up once; again only when the dependencies change. The marker is written last, so an interrupted set-up is done over.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
+	@echo "setting up .venv (once; about 2 minutes and 6 GB, most of it torch)"
+	@$(PYTHON) -m venv .venv
+	@$(bin)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+setup: .venv/ready ## create .venv with the pinned dependencies and this package
+
+repro: .venv/ready ## run the pipeline: whatever changed since the last time, in order
+	@dvc repro
+
+test: .venv/ready ## run every check: format, lint, types, tests
+	@ruff format --check --quiet . && ruff check --quiet . && mypy
+	@pytest
+
+ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
+	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+
+constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
+	@pip freeze --exclude-editable > constraints.txt
+
+.PHONY: help setup repro test ui constraints

@@ -1,0 +1,1 @@
+"""CIFAR-10 with a residual network under five million parameters."""

@@ -1,0 +1,43 @@
+"""What one epoch measured, and the table of all epochs."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cifar_resnet.files import whole
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of history.csv. Losses are mean cross-entropies without label smoothing for validation, with it for training;
+    accuracies are shares; without a hold-out the validation columns are empty."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+    def metrics(self) -> dict[str, float]:
+        """The columns that hold a number, but for the epoch."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch" and value is not None}
+
+
+def write(path: Path, records: Iterable[EpochRecord]) -> None:
+    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [field.name for field in fields(EpochRecord)], lineterminator="\n")
+        table.writeheader()
+        for record in records:
+            table.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(record).items()})
+
+
+def read(path: Path) -> list[EpochRecord]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            EpochRecord(epoch=int(row.pop("epoch")), **{k: float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
+            for row in csv.DictReader(stream)
+        ]

@@ -1,0 +1,180 @@
+"""The network family: residual networks for 32x32 images, with parallel lists for their six hyperparameters.
+
+Residual blocks: He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.
+Whitening stem, identity initialization and pooling before normalisation: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds
+on a Single GPU", 2024, sections 3.1 to 3.3.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.params import ModelParams
+
+ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
+NUM_CLASSES = 10
+
+
+class Block(nn.Module):
+    """Two convolutions beside a skip path; the skip is the identity unless the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, skip_kernel: int, stride: int, activation: str) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            convolution(inputs, outputs, kernel, stride),
+            normalisation(outputs),
+            ACTIVATIONS[activation](),
+            convolution(outputs, outputs, kernel),
+            normalisation(outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.skip = (
+            nn.Identity()
+            if same
+            else nn.Sequential(convolution(inputs, outputs, skip_kernel, stride), normalisation(outputs))
+        )
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.activation(self.branch(x) + self.skip(x))
+        return out
+
+
+class ResNet(nn.Module):
+    """Stem, residual layers, pooling, one linear layer; it normalises its own input.
+
+    Args:
+        params: the family's hyperparameters.
+        channel_mean: of the training images, in units of the full range.
+        channel_deviation: likewise.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, params: ModelParams, channel_mean: list[float], channel_deviation: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(channel_mean).view(1, 3, 1, 1))
+        self.register_buffer("deviation", 255 * torch.tensor(channel_deviation).view(1, 3, 1, 1))
+        self.pool = params.pool
+        self.pooling = F.max_pool2d if params.pooling == "max" else F.avg_pool2d
+        self.stem = stem(params)
+        widths = [params.stem_channels, *params.channels]
+        self.layers = nn.Sequential(*(layer(params, i, widths[i]) for i in range(len(params.channels))))
+        cells = params.resolution(32) // params.pool
+        self.head = nn.Linear(widths[-1] * cells**2, NUM_CLASSES)
+        nn.init.normal_(self.head.weight, std=1 / self.head.in_features)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 10) of images (N, 3, H, W) with values 0 to 255, any dtype."""
+        x = (images - self.mean) / self.deviation
+        x = self.layers(self.stem(x))
+        x = self.pooling(x, min(self.pool, x.shape[-1]))
+        logits: Tensor = self.head(x.flatten(1))
+        return logits
+
+
+def stem(params: ModelParams) -> nn.Sequential:
+    activation = ACTIVATIONS[params.activation]()
+    if params.stem == "convolution":
+        conv = convolution(3, params.stem_channels, 3)
+        return nn.Sequential(conv, normalisation(params.stem_channels), activation)
+    whitening = nn.Conv2d(3, params.stem_channels, kernel_size=2)
+    whitening.weight.requires_grad_(False)
+    assert whitening.bias is not None
+    nn.init.zeros_(whitening.bias)
+    return nn.Sequential(whitening, activation)
+
+
+def layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
+    """One residual layer. With `downsample: pool` its skip path opens with a convolution that is pooled before it is
+    normalised, and the blocks branch off behind it; with `stride` the first block changes the shape."""
+    outputs, kernel, skip_kernel = params.channels[index], params.kernels[index], params.skip_kernels[index]
+    opening: list[nn.Module] = []
+    stride = 1
+    if params.downsample == "pool":
+        opening = [convolution(inputs, outputs, skip_kernel), nn.MaxPool2d(2), normalisation(outputs)]
+        opening.append(ACTIVATIONS[params.activation]())
+        inputs = outputs
+    elif index > 0:
+        stride = 2
+    blocks = [Block(inputs, outputs, kernel, skip_kernel, stride, params.activation)]
+    for _ in range(params.blocks[index] - 1):
+        blocks.append(Block(outputs, outputs, kernel, skip_kernel, 1, params.activation))
+    return nn.Sequential(*opening, *blocks)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """Without bias; its first filters start as the identity."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    with torch.no_grad():
+        nn.init.dirac_(conv.weight[:inputs])
+    return conv
+
+
+def normalisation(channels: int) -> nn.BatchNorm2d:
+    """Batch normalisation whose scale stays 1."""
+    norm = nn.BatchNorm2d(channels)
+    norm.weight.requires_grad_(False)
+    return norm
+
+
+def build(params: ModelParams, channel_mean: list[float], channel_deviation: list[float]) -> ResNet:
+    """The network in float32 on the CPU, channels last, drawn from torch's global generator.
+
+    Raises:
+        UserError: if it has more parameters than `max_parameters`.
+    """
+    model = ResNet(params, channel_mean, channel_deviation)
+    count = num_parameters(model)
+    if count > params.max_parameters:
+        raise UserError(
+            f"params.yaml: the model has {count:,} parameters, model.max_parameters allows {params.max_parameters:,}; "
+            "take fewer blocks or channels"
+        )
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@torch.no_grad()
+def whiten(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
+    """Set a whitening stem's filters to the scaled eigenvectors of 2x2 patches, each with its negative.
+
+    Args:
+        model: a network; one without a whitening stem is left alone.
+        images: uint8 (N, 3, 32, 32), a few thousand suffice.
+        epsilon: added to the eigenvalues, for stability.
+    """
+    conv = model.stem[0]
+    assert isinstance(conv, nn.Conv2d)
+    if conv.weight.requires_grad:
+        return
+    x = (images - model.mean) / model.deviation
+    patches = F.unfold(x, kernel_size=2).transpose(1, 2).reshape(-1, 12)
+    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+    filters = (vectors / torch.sqrt(values + epsilon)).T.reshape(12, 3, 2, 2)
+    conv.weight.copy_(torch.cat([filters, -filters]))
+
+
+def num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: nn.Module) -> int:
+    """Multiply-adds of the convolutions and the linear layer for one 32x32 image."""
+    counts: list[int] = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        counts.append(weight.numel() * output.shape[2:].numel())
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    training = model.training
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, 3, 32, 32, device=next(model.parameters()).device))
+    model.train(training)
+    for hook in hooks:
+        hook.remove()
+    return sum(counts)
