@@ -20,7 +20,8 @@ def main(root: Path) -> None:
     split.check(splits, classes=classes)
     for name, part in splits.items():
         images.write(root / PREPARED, name, part)
-    write_json(root / PREPARED / "statistics.json", split.describe(splits, classes=cifar10.CLASSES))
+    statistics = split.describe(splits, classes=cifar10.CLASSES, source=cifar10.OFFICIAL)
+    write_json(root / PREPARED / "statistics.json", statistics)
     counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
     print(f"preprocess: {counts} images -> {PREPARED}; classes balanced, no duplicates")
 

@@ -56,10 +56,12 @@ def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
     return [round(float(m), 6) for m in mean], [round(float(d), 6) for d in deviation]
 
 
-def describe(splits: dict[str, Images], *, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Counts per split and class, and the channel statistics of the train part only."""
+def describe(splits: dict[str, Images], *, classes: tuple[str, ...], source: str) -> dict[str, Any]:
+    """Where the data is from, its classes, counts per split and class, channel statistics of the train part only."""
     mean, deviation = channel_statistics(splits["train"].pixels)
     return {
+        "source": source,
+        "classes": classes,
         "images": {name: len(images) for name, images in splits.items()},
         "images_per_class": {
             name: dict(zip(classes, np.bincount(images.labels, minlength=len(classes)).tolist(), strict=True))

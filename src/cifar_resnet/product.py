@@ -1,0 +1,38 @@
+"""The finished model on disk: model.safetensors (weights, no pickle) and model.json (everything needed to use them)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from cifar_resnet import resnet
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import read_json, whole, write_json
+from cifar_resnet.params import ModelParams
+from cifar_resnet.resnet import ResNet
+
+WEIGHTS = "model.safetensors"
+CARD = "model.json"
+
+
+def save(folder: Path, model: ResNet, card: dict[str, Any]) -> None:
+    """Write both files; `card` holds architecture, normalisation, classes and provenance."""
+    with whole(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    write_json(folder / CARD, card)
+
+
+def load(folder: Path, device: torch.device) -> tuple[ResNet, dict[str, Any]]:
+    """
+    Raises:
+        UserError: if a file is missing or the two do not belong together.
+    """
+    try:
+        card = read_json(folder / CARD)
+        normalisation = card["normalisation"]
+        model = resnet.build(ModelParams(**card["architecture"]), normalisation["mean"], normalisation["deviation"])
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{folder}: no usable model ({error}); run `dvc repro train`") from None
+    return model.to(device).eval(), card
