@@ -19,6 +19,8 @@ setup: .venv/ready ## create .venv with the pinned dependencies and this package
 
 repro: .venv/ready ## run the pipeline: whatever changed since the last time, in order
 	@dvc repro
+	@echo "next: make ui (runs, registry), dvc plots show (figures), dvc exp run -S train.epochs=4 (another training);"
+	@echo "      for dvc and mlflow by name: source $(bin)/activate"
 
 test: .venv/ready ## run every check: format, lint, types, tests
 	@ruff format --check --quiet . && ruff check --quiet . && mypy

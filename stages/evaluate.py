@@ -2,6 +2,7 @@
 
 import csv
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,12 @@ def main(root: Path) -> None:
     model, card = product.load(root / MODEL, device)
     test, classes = images.read(root / PREPARED, "test"), tuple(card["classes"])
     precision, _ = hardware.precision("auto", device)
-    options = {"batch_size": values.batch_size, "precision": precision}
-    inference.predict(model, test.pixels[: values.batch_size], **options)  # the first batch pays for start-up
+    logits = partial(inference.predict, model, batch_size=values.batch_size, precision=precision)
+    logits(test.pixels[: values.batch_size])  # the first batch pays for start-up
     start = time.perf_counter()
-    plain = inference.predict(model, test.pixels, **options).numpy()
+    plain = logits(test.pixels).numpy()
     seconds = time.perf_counter() - start
-    augmented = inference.predict(model, test.pixels, augmented=True, **options).numpy()
+    augmented = logits(test.pixels, augmented=True).numpy()
 
     scores = metrics.classification(test.labels, plain, classes)
     found = {
@@ -41,7 +42,7 @@ def main(root: Path) -> None:
         "training_seconds": card["provenance"]["seconds"],
     }
     write_json(root / EVALUATION / "metrics.json", found | {"per_class": scores["per_class"]})
-    np.save(root / EVALUATION / "logits.npy", np.stack([plain, augmented]))
+    images.write_array(root / EVALUATION / "logits.npy", np.stack([plain, augmented]))
     write_predictions(root / EVALUATION / "predictions.csv", test.labels, plain.argmax(1), classes)
     pictures = {
         "learning_curves": figures.learning_curves(records.read(root / MODEL / "history.csv")),

@@ -24,7 +24,7 @@ class Batches:
         pixels = torch.from_numpy(images.pixels)
         self.padded = augment.reflect_pad(pixels, params.translation).contiguous(memory_format=torch.channels_last)
         self.labels = torch.from_numpy(images.labels)
-        self.fill = pixels.float().mean(dim=(0, 2, 3)).round().to(torch.uint8)
+        self.fill = (pixels.sum(dim=(0, 2, 3)) / pixels[:, 0].numel()).round().to(torch.uint8)
 
     def __len__(self) -> int:
         """Steps in an epoch; images that do not fill a last batch wait for another epoch's order."""

@@ -207,7 +207,9 @@ def decode(name: str, stream: IO[bytes]) -> tuple[str, bytes]:
 class _BatchUnpickler(pickle.Unpickler):
     """Builds numpy arrays and builtin containers, nothing else: a pickle is a program."""
 
-    ALLOWED = {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
+    ALLOWED = frozenset(
+        {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
+    )
 
     def find_class(self, module: str, name: str) -> Any:
         if (name, module.rsplit(".", 1)[-1]) not in self.ALLOWED or module.split(".")[0] not in {"numpy", "_codecs"}:

@@ -1,5 +1,6 @@
 """Mistakes a user can mend: one line on the terminal, exit code 1, no traceback."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ class UserError(Exception):
 
 
 def run(stage: Callable[[Path], None]) -> None:
-    """Run a stage in the current folder; a UserError becomes its message and exit code 1."""
+    """Run a stage in the current folder; a UserError becomes its message and exit code 1, SIGTERM an interrupt."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         stage(Path.cwd())
     except UserError as error:

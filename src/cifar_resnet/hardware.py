@@ -2,9 +2,9 @@
 
 import ctypes
 import platform
-from pathlib import Path
+import resource
+import sys
 
-import psutil
 import torch
 
 
@@ -25,7 +25,7 @@ def precision(wanted: str, on: torch.device) -> tuple[torch.dtype, str]:
     for capability, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-bf16")):
         if torch.cpu.get_capabilities().get(capability, False):
             return torch.bfloat16, f"the CPU has {name}"
-    return torch.float32, "the CPU has neither AMX nor AVX512-bf16: expect 3 to 10 times the time stated in the README"
+    return torch.float32, "the CPU has neither AMX nor AVX512-bf16: expect several times the README's time"
 
 
 def keep_memory() -> None:
@@ -42,21 +42,22 @@ def keep_memory() -> None:
     mallopt(trim_threshold, 2**31 - 1)
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def name(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
+
+
+def facts(used: torch.dtype) -> dict[str, str | int | float]:
+    """What a figure of speed or accuracy depends on besides the code."""
+    return {
+        "torch": str(torch.__version__),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "threads": torch.get_num_threads(),
+        "precision": name(used),
+        "peak_memory_gb": round(peak_memory_gb(), 2),
+    }
 
 
 def peak_memory_gb() -> float:
     """The most memory this process has held, in GB (1e9 bytes)."""
-    memory = psutil.Process().memory_info()
-    peak = Path("/proc/self/status")
-    if peak.exists():
-        for line in peak.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e9
-    return float(memory.rss) / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9

@@ -21,7 +21,8 @@ class Images:
     labels: Labels
 
     def __post_init__(self) -> None:
-        assert self.pixels.dtype == np.uint8 and self.pixels.shape[1:] == (3, 32, 32), self.pixels.shape
+        assert self.pixels.dtype == np.uint8, self.pixels.dtype
+        assert self.pixels.shape[1:] == (3, 32, 32), self.pixels.shape
         assert self.labels.shape == (len(self.pixels),), self.labels.shape
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ A photograph is scaled so that its shorter side is 32 pixels (bicubic, antialias
 """
 
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,7 +71,7 @@ def read_array(path: Path) -> NDArray[np.generic]:
             name = "images" if "images" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
             array: NDArray[np.generic] = loaded[name]
             return array
-    except (OSError, ValueError, EOFError, KeyError) as error:
+    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
         raise UserError(f"{path}: not a readable array of images ({error})") from None
 
 

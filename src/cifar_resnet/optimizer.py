@@ -29,12 +29,13 @@ class FilterMuon(torch.optim.Muon):
         self.normalize()
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         for matrix, parameter in zip(self.matrices, self.filters, strict=True):
             assert parameter.grad is not None
             matrix.grad = as_matrix(parameter.grad)
-        super().step(closure)
+        loss = super().step(closure)  # type: ignore[no-untyped-call]
         self.normalize()
+        return loss
 
     @torch.no_grad()
     def normalize(self) -> None:

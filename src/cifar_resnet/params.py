@@ -1,4 +1,4 @@
-"""params.yaml as frozen, strict objects, one per section. Values live in the file; this module only says what is allowed."""
+"""params.yaml as frozen, strict objects, one per section: values live in the file, this says what is allowed."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,6 +150,13 @@ def load(path: Path) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_line(path.name, mistake) for mistake in error.errors())) from None
+
+
+def summary(values: Params) -> str:
+    """What tells one training from another, in a few words."""
+    model, train = values.model, values.train
+    layers = "+".join(f"{blocks}x{channels}" for blocks, channels in zip(model.blocks, model.channels, strict=True))
+    return f"{layers}, {train.epochs} epochs, seed {train.seed}"
 
 
 def _line(file: str, mistake: Any) -> str:

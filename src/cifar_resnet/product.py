@@ -16,8 +16,19 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 
 
+def card(params: ModelParams, statistics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
+    """The content of model.json; `statistics` is what preprocess wrote."""
+    return {
+        "architecture": params.model_dump(),
+        "normalisation": {"mean": statistics["channel_mean"], "deviation": statistics["channel_deviation"]},
+        "classes": statistics["classes"],
+        "input": "uint8 RGB (N, 3, 32, 32)",
+        "provenance": provenance,
+    }
+
+
 def save(folder: Path, model: ResNet, card: dict[str, Any]) -> None:
-    """Write both files; `card` holds architecture, normalisation, classes and provenance."""
+    """Write both files."""
     with whole(folder / WEIGHTS) as temporary:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
     write_json(folder / CARD, card)

@@ -10,8 +10,11 @@ from cifar_resnet.files import whole
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One row of history.csv. Losses are mean cross-entropies without label smoothing for validation, with it for training;
-    accuracies are shares; without a hold-out the validation columns are empty."""
+    """One row of history.csv.
+
+    Losses are mean cross-entropies (nats): of training on augmented batches with label smoothing, of validation
+    without. Accuracies are shares. Without a hold-out the validation columns are empty.
+    """
 
     epoch: int
     train_loss: float
@@ -21,6 +24,14 @@ class EpochRecord:
     learning_rate: float
     seconds: float
     images_per_second: float
+
+    def line(self, epochs: int) -> str:
+        """For a person who watches."""
+        held_out = "none" if self.validation_accuracy is None else f"{self.validation_accuracy:.2%}"
+        return (
+            f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}  train loss {self.train_loss:.3f}  "
+            f"accuracy {self.train_accuracy:.2%}  validation {held_out}  {self.seconds:.0f} s"
+        )
 
     def metrics(self) -> dict[str, float]:
         """The columns that hold a number, but for the epoch."""

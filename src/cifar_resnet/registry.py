@@ -17,7 +17,10 @@ from cifar_resnet.product import CARD, WEIGHTS
 from cifar_resnet.tracking import Run
 
 CHAMPION = "champion"
-NEEDED = ("torch", "torchvision", "mlflow", "numpy", "safetensors", "scikit-learn", "pydantic", "pyyaml", "pillow", "psutil", "rich")  # fmt: skip
+NEEDED = (
+    *("torch", "torchvision", "mlflow", "numpy", "safetensors", "scikit-learn"),
+    *("pydantic", "pyyaml", "pillow", "rich"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,7 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
     return version
 
 
-def decide(
-    client: MlflowClient, *, name: str, version: int, run_id: str, accuracy: float, test_data: str
-) -> Decision:
+def decide(client: MlflowClient, *, name: str, version: int, run_id: str, accuracy: float, test_data: str) -> Decision:
     """Give `version` the alias champion if there is none yet or if it is more accurate on the same test data."""
     present = champion(client, name)
     known = present.tags if present else {}

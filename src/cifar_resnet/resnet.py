@@ -134,7 +134,7 @@ def build(params: ModelParams, channel_mean: list[float], channel_deviation: lis
             f"params.yaml: the model has {count:,} parameters, model.max_parameters allows {params.max_parameters:,}; "
             "take fewer blocks or channels"
         )
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return model.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -165,7 +165,7 @@ def multiply_adds(model: nn.Module) -> int:
     """Multiply-adds of the convolutions and the linear layer for one 32x32 image."""
     counts: list[int] = []
 
-    def count(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def count(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
         counts.append(weight.numel() * output.shape[2:].numel())

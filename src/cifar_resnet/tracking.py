@@ -9,6 +9,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 import mlflow
 import mlflow.data.meta_dataset
@@ -67,8 +69,10 @@ def connect(root: Path) -> MlflowClient:
             local = urlsplit(uri).scheme == "sqlite"
             _create(client, (home / "mlartifacts").as_uri() if local else None)
     except Exception as error:
-        raise UserError(f"MLflow at {urlsplit(uri)._replace(netloc=urlsplit(uri).hostname or '').geturl()} cannot be "
-                        f"used ({' '.join(str(error).split())[:200]}); start it or unset MLFLOW_TRACKING_URI") from None  # fmt: skip
+        address = urlsplit(uri)
+        shown = address._replace(netloc=address.hostname or "").geturl()
+        said = " ".join(str(error).replace(address.netloc or uri, address.hostname or uri).split())[:200]
+        raise UserError(f"MLflow at {shown} cannot be used ({said}); start it or unset MLFLOW_TRACKING_URI") from None
     return client
 
 

@@ -86,7 +86,7 @@ def train_step(
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
     for each in state.optimizers:
         each.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     for each in state.optimizers:
         each.step()
     state.average.update_parameters(state.model)

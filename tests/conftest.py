@@ -1,0 +1,97 @@
+"""Tiny CIFAR-10 in the official binary format, tiny params, and a project where every stage has run on them."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cifar_resnet import cifar10, params
+from cifar_resnet.images import Images
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    "preprocess": {"validation_per_class": 2},
+    "model": {"channels": [8, 16], "blocks": [1, 1], "kernels": [3, 3], "skip_kernels": [3, 3], "pool": 7},
+    "train": {
+        "epochs": 3,
+        "batch_size": 20,
+        "filter_lr": 0.1,
+        "bias_lr": 1.0,
+        "head_lr": 0.05,
+        "low_resolution_epochs": 1,
+        "low_resolution": 24,
+        "average_decay": 0.5,
+    },
+    "evaluate": {"batch_size": 20},
+    "predict": {"batch_size": 20},
+}
+
+
+def tiny_images(count: int, seed: int) -> Images:
+    """Noise around a colour that belongs to the class, `count` images of each."""
+    random = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(10), count)
+    colours = np.random.default_rng(0).integers(40, 215, (10, 3, 1, 1))
+    pixels = np.clip(colours[labels] + random.normal(0, 25, (len(labels), 3, 32, 32)), 0, 255).astype(np.uint8)
+    order = random.permutation(len(labels))
+    return Images(pixels[order], labels[order])
+
+
+def write_raw(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for number, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE)):
+        images = tiny_images(4, number)
+        content = cifar10.encode(images.pixels.reshape(-1, 3, 1024).transpose(0, 2, 1), images.labels.tolist())
+        (folder / name).write_bytes(content)
+
+
+def tiny_values(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The real params.yaml, made tiny, with `sections` on top."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for changes in (TINY, sections):
+        for section, keys in changes.items():
+            values[section] |= keys
+    return values  # type: ignore[no-any-return]
+
+
+def tiny_params(**sections: dict[str, Any]) -> params.Params:
+    return params.Params.model_validate(tiny_values(**sections))
+
+
+def write_params(root: Path, **sections: dict[str, Any]) -> None:
+    (root / "params.yaml").write_text(yaml.safe_dump(tiny_values(**sections)), encoding="utf-8")
+
+
+def stage(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "stages" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def own_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes where the caller's environment points."""
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A project where the stages from preprocess to predict have run on the tiny data."""
+    root = tmp_path_factory.mktemp("project")
+    saved = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
+    write_raw(root / "data/raw")
+    write_params(root)
+    for name in ("preprocess", "train", "evaluate", "register", "predict"):
+        stage(name).main(root)
+    yield root
+    os.environ.update({name: value for name, value in saved.items() if value is not None})

@@ -1,0 +1,35 @@
+import numpy as np
+import torch
+from conftest import tiny_images, tiny_params
+
+from cifar_resnet import inference, resnet
+
+PIXELS = tiny_images(2, seed=0).pixels
+
+
+def model() -> resnet.ResNet:
+    torch.manual_seed(0)
+    return resnet.build(tiny_params().model, [0.5] * 3, [0.25] * 3)
+
+
+def test_the_batch_size_does_not_change_the_logits() -> None:
+    one, all_at_once = (
+        inference.predict(model(), PIXELS, batch_size=size, precision=torch.float32) for size in (3, 20)
+    )
+    torch.testing.assert_close(one, all_at_once, atol=1e-5, rtol=1e-5)  # sums in another order
+
+
+def test_augmented_logits_weigh_six_views() -> None:
+    net = model().eval()
+    padded = np.pad(PIXELS, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
+    expected = torch.zeros(len(PIXELS), 10)
+    for offset, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):
+        view = np.ascontiguousarray(padded[:, :, offset : offset + 32, offset : offset + 32])
+        for side in (view, np.ascontiguousarray(view[..., ::-1])):
+            expected += weight * inference.predict(net, side, batch_size=20, precision=torch.float32)
+    found = inference.predict(net, PIXELS, batch_size=20, precision=torch.float32, augmented=True)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_no_images_give_no_logits() -> None:
+    assert inference.predict(model(), PIXELS[:0], batch_size=4, precision=torch.float32).shape == (0, 10)

@@ -1,0 +1,51 @@
+import pytest
+import torch
+from conftest import tiny_params
+
+from cifar_resnet import optimizer, resnet
+
+PARAMS = tiny_params()
+
+
+@pytest.mark.parametrize(
+    ("step", "factor", "reason"),
+    [
+        (0, 0.25, "the first step of three warm-up steps already learns"),
+        (1, 0.5, "linear rise"),
+        (2, 0.75, "linear rise"),
+        (3, 1.0, "the peak follows the warm-up"),
+        (8, 0.5, "half-way down"),
+        (12, 0.1, "the last step still learns"),
+    ],
+)
+def test_the_learning_rate_follows_the_table(step: int, factor: float, reason: str) -> None:
+    assert optimizer.learning_rate_factor(step, steps=13, warmup_steps=3) == pytest.approx(factor), reason
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert optimizer.learning_rate_factor(0, steps=10, warmup_steps=0) == 1
+
+
+@pytest.mark.parametrize("name", ["muon", "sgd"])
+def test_every_trained_parameter_moves_and_no_other(name: str) -> None:
+    torch.manual_seed(0)
+    model = resnet.build(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizers = optimizer.build(model, tiny_params(train={"optimizer": name}).train)
+    model(torch.rand(8, 3, 32, 32) * 255).logsumexp(1).sum().backward()
+    for each in optimizers:
+        each.step()
+        each.zero_grad()
+    for key, value in model.named_parameters():
+        assert torch.equal(value, before[key]) != value.requires_grad, key
+        assert value.grad is None or not value.grad.any(), key
+
+
+def test_muon_sees_a_filter_as_a_row_that_shares_its_memory_and_keeps_the_norm() -> None:
+    conv = resnet.convolution(8, 16, 3).to(memory_format=torch.channels_last)
+    muon = optimizer.FilterMuon([conv.weight], lr=0.1, momentum=0.6)
+    assert muon.matrices[0].shape == (16, 72)
+    assert muon.matrices[0].data_ptr() == conv.weight.data_ptr()
+    conv(torch.rand(2, 8, 8, 8)).square().sum().backward()
+    muon.step()
+    assert conv.weight.norm().item() == pytest.approx(4, rel=1e-5)

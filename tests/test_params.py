@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, tiny_values
+
+from cifar_resnet import params
+from cifar_resnet.errors import UserError
+
+
+def load(root: Path, section: str, key: str, value: object) -> params.Params:
+    values = tiny_values()
+    values[section][key] = value
+    (root / "params.yaml").write_text(yaml.safe_dump(values))
+    return params.load(root / "params.yaml")
+
+
+def test_the_committed_file_is_valid() -> None:
+    assert params.load(ROOT / "params.yaml").model.max_parameters == 5_000_000
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("train", "epochs", "many", "params.yaml: train.epochs is 'many': input should be a valid integer"),
+        ("train", "epochs", 0, "params.yaml: train.epochs is 0: input should be greater than or equal to 1"),
+        ("train", "epochs", True, "params.yaml: train.epochs is True: input should be a valid integer"),
+        ("train", "epoch", 3, "params.yaml: train.epoch is unknown; remove it or mend the spelling"),
+        ("train", "filter_lr", float("nan"), "params.yaml: train.filter_lr is nan: input should be a finite number"),
+        ("train", "optimizer", "adam", "params.yaml: train.optimizer is 'adam': input should be 'muon' or 'sgd'"),
+        ("train", "warmup_epochs", 9, "params.yaml: train.warmup_epochs is 9.0: must be below epochs (3)"),
+        ("model", "blocks", [1], "params.yaml: model.blocks is [1]: as many values as channels (2) needed"),
+        ("model", "kernels", [3, 4], "params.yaml: model.kernels is [3, 4]: only odd kernels keep the size"),
+        ("model", "pool", 8, "params.yaml: model.pool is 8: 2 layers shrink 32 pixels to 7, so take fewer"),
+        ("model", "stem_channels", 16, "params.yaml: model.stem_channels is 16: a whitening stem has exactly 24"),
+        ("model", "pool", 1, "params.yaml: model.pool is 1: with train.low_resolution_epochs it must leave as much"),
+        ("download", "sources", [], "params.yaml: download.sources is []: list should have at least 1 item"),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(
+    tmp_path: Path, section: str, key: str, value: object, said: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, section, key, value)
+    assert str(caught.value).startswith(said)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_shrinks_below_one_pixel_is_refused(tmp_path: Path) -> None:
+    values = tiny_values()
+    values["model"] |= {name: [3] * 6 for name in ("channels", "blocks", "kernels", "skip_kernels")} | {"pool": 1}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match="6 layers shrink 32 pixels to 0"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"params.yaml: not found"):
+        params.load(tmp_path / "params.yaml")
+    values = tiny_values()
+    del values["train"]["seed"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=r"params.yaml: train.seed is missing"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+    values = tiny_values()
+    values["train"]["epochs"] = 0
+    values["evaluate"]["batch_size"] = "big"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError) as caught:
+        params.load(tmp_path / "params.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_text_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("train: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        params.load(tmp_path / "params.yaml")

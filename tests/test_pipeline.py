@@ -1,0 +1,94 @@
+"""The real dvc on the real CIFAR-10: repro twice, an experiment, and one in a temporary folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from cifar_resnet import tracking
+
+pytestmark = pytest.mark.pipeline
+TINY = {
+    "preprocess": {"validation_per_class": 4900},  # leaves 1,000 images to train on
+    "model": {"channels": [8, 16, 16]},
+    "train": {"epochs": 2, "low_resolution_epochs": 1, "batch_size": 100, "bias_lr": 1.0},
+}
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def copy_of_the_project(root: Path) -> None:
+    """The files that git knows, as they are now, in a repository of their own, with tiny params."""
+    for name in git(ROOT, "ls-files").splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    values = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
+    for section, keys in TINY.items():
+        values[section] |= keys
+    (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    git(root, "init", "--quiet")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "tiny")
+
+
+def experiments(root: Path) -> dict[str, Any]:
+    """Name -> metrics of each experiment that `dvc exp show` lists."""
+    found = {}
+    for commit in json.loads(dvc(root, "exp", "show", "--json")):
+        for experiment in commit["experiments"] or []:
+            data = experiment["revs"][0]["data"]
+            found[experiment["name"]] = data["metrics"]["data/evaluation/metrics.json"]["data"]
+    return found
+
+
+def test_the_pipeline_on_the_real_data(tmp_path: Path) -> None:
+    copy_of_the_project(tmp_path)
+    dvc(tmp_path, "repro")
+    metrics = json.loads((tmp_path / "data/evaluation/metrics.json").read_text())
+    assert metrics["accuracy"] > 0.15  # 1,000 images, 20 steps; chance is 0.10 with a deviation of 0.003
+    assert sum(1 for _ in (tmp_path / "data/predictions/submission.csv").open()) == 10_001
+    assert "Data and pipelines are up to date." in dvc(tmp_path, "repro")
+    assert "accuracy_tta" in dvc(tmp_path, "metrics", "show")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "result")
+
+    dvc(tmp_path, "exp", "run", "--name", "here", "-S", "train.epochs=1", "-S", "model.channels=[8,8,16]")
+    dvc(tmp_path, "exp", "run", "--name", "there", "--temp", "-S", "train.epochs=1", "-S", "model.channels=[8,16,8]")
+    shown = experiments(tmp_path)
+    assert set(shown) == {"here", "there"}
+    assert "accuracy" in dvc(tmp_path, "metrics", "diff", "HEAD")
+    dvc(tmp_path, "plots", "show")
+    assert (tmp_path / "dvc_plots/index.html").stat().st_size > 10_000
+
+    client = tracking.connect(tmp_path)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    runs = {run.data.tags.get("dvc_experiment", ""): run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"", "here", "there"}
+    for name, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["test_accuracy"] == (shown[name] if name else metrics)["accuracy"]
+        kept = tmp_path / "mlartifacts" / run.info.run_id / "artifacts"
+        assert (kept / "evaluation/confusion_matrix.png").stat().st_size > 1000
+        assert (kept / "history.csv").is_file()
+    assert len(client.search_model_versions("name='cifar10-resnet'")) == 3

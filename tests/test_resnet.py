@@ -1,0 +1,77 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, tiny_images, tiny_params
+
+from cifar_resnet import params, resnet
+from cifar_resnet.errors import UserError
+from cifar_resnet.params import ModelParams
+
+DEFAULT = params.load(ROOT / "params.yaml").model
+ANCESTOR = {
+    "stem": "convolution",
+    "stem_channels": 16,
+    "channels": [32, 64, 128],
+    "blocks": [13, 13, 13],
+    "kernels": [3, 3, 3],
+    "skip_kernels": [1, 1, 1],
+    "downsample": "stride",
+    "activation": "relu",
+    "pooling": "average",
+    "pool": 8,
+    "max_parameters": 5_000_000,
+}
+
+
+def build(**changes: object) -> resnet.ResNet:
+    return resnet.build(ModelParams(**{**ANCESTOR, **changes}), [0.5] * 3, [0.25] * 3)  # type: ignore[arg-type]
+
+
+def test_the_ancestor_has_its_published_number_of_parameters() -> None:
+    assert resnet.num_parameters(build()) == 4_959_770
+
+
+def test_efficient_resnets_shape_can_be_expressed() -> None:
+    model = build(stem_channels=64, channels=[64, 128, 256], blocks=[4, 4, 3])
+    assert round(resnet.num_parameters(model) / 1e6, 2) == 4.70
+
+
+def test_the_default_is_below_five_million() -> None:
+    assert resnet.num_parameters(resnet.build(DEFAULT, [0.5] * 3, [0.25] * 3)) == 3_190_466
+
+
+def test_too_many_parameters_are_refused_with_the_count() -> None:
+    with pytest.raises(UserError, match=r"4,959,770 parameters, model.max_parameters allows 1,000,000"):
+        build(max_parameters=1_000_000)
+
+
+def test_multiply_adds_are_those_counted_by_hand() -> None:
+    model = build(stem_channels=4, channels=[8], blocks=[1], kernels=[5], skip_kernels=[3], pool=32)
+    stem, first, second, skip, head = 4 * 27, 8 * 4 * 25, 8 * 8 * 25, 8 * 4 * 9, 80
+    assert resnet.multiply_adds(model) == 1024 * (stem + first + second + skip) + head
+
+
+@pytest.mark.parametrize("change", [{"kernels": [5, 3, 1]}, {"skip_kernels": [3, 3, 3]}, {"blocks": [1, 2, 3]},
+                                    {"channels": [8, 16, 32]}, {"pool": 4}, {"pool": 2}, {"activation": "gelu"},
+                                    {"downsample": "pool", "pool": 4}, {"pooling": "max"}])  # fmt: skip
+def test_every_hyperparameter_gives_a_network_that_classifies(change: dict[str, object]) -> None:
+    small: dict[str, object] = {"channels": [8, 8, 16], "blocks": [1, 1, 1]}
+    model = build(**(small | change))
+    assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
+
+
+def test_lower_resolution_takes_the_same_weights() -> None:
+    model = resnet.build(tiny_params().model, [0.5] * 3, [0.25] * 3)
+    assert model(torch.rand(2, 3, 24, 24)).shape == (2, 10)
+
+
+def test_whitened_patches_are_uncorrelated_with_equal_variance() -> None:
+    model = resnet.build(DEFAULT, [0.5] * 3, [0.25] * 3)
+    images = torch.from_numpy(tiny_images(20, seed=0).pixels)
+    resnet.whiten(model, images, epsilon=0.0)
+    conv = model.stem[0]
+    assert isinstance(conv, torch.nn.Conv2d)
+    responses = F.conv2d((images - model.mean) / model.deviation, conv.weight)[:, :12].permute(1, 0, 2, 3).flatten(1)
+    moments = responses @ responses.T / responses.shape[1]
+    torch.testing.assert_close(moments, torch.eye(12), atol=0.01, rtol=0)  # float32 over 192,200 patches
+    torch.testing.assert_close(conv.weight[12:], -conv.weight[:12])

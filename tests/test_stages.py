@@ -1,0 +1,148 @@
+"""Each stage run whole on the tiny data: the files, not the calls."""
+
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import ROOT, stage, tiny_images, write_params, write_raw
+
+from cifar_resnet import cifar10, params, records, tracking
+from cifar_resnet.errors import UserError
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_download_writes_six_proven_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raw(tmp_path / "mine")
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "mine").iterdir()}
+    monkeypatch.setattr(cifar10, "MD5", md5)
+    write_params(tmp_path, download={"sources": [str(tmp_path / "mine")]})
+    stage("download").main(tmp_path)
+    assert {path.name for path in (tmp_path / "data/raw").iterdir()} == set(md5)
+    assert cifar10.proven(tmp_path / "data/raw")
+
+
+def test_preprocess_writes_arrays_and_statistics(project: Path) -> None:
+    prepared = project / "data/prepared"
+    shapes = {path.name: np.load(path, allow_pickle=False).shape for path in prepared.glob("*.npy")}
+    assert shapes["train_images.npy"] == (180, 3, 32, 32)
+    assert shapes["validation_labels.npy"] == (20,)
+    assert shapes["test_images.npy"] == (40, 3, 32, 32)
+    statistics = json.loads((prepared / "statistics.json").read_text())
+    assert statistics["images"] == {"train": 180, "validation": 20, "test": 40}
+    assert statistics["images_per_class"]["validation"]["cat"] == 2
+    assert statistics["classes"] == list(cifar10.CLASSES)
+
+
+def test_train_writes_weights_card_and_history(project: Path) -> None:
+    card = json.loads((project / "data/model/model.json").read_text())
+    assert card["architecture"]["channels"] == [8, 16]
+    assert card["classes"][3] == "cat"
+    assert {"mlflow_run", "train_data", "torch", "cpu", "precision", "seconds"} <= set(card["provenance"])
+    history = records.read(project / "data/model/history.csv")
+    assert [record.epoch for record in history] == [1, 2, 3]
+    run = tracking.connect(project).get_run(card["provenance"]["mlflow_run"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.epochs"] == "3"
+    assert run.data.metrics["train_loss"] == pytest.approx(history[-1].train_loss, abs=1e-6)
+    assert run.data.tags["model"] == hashlib.md5((project / "data/model/model.safetensors").read_bytes()).hexdigest()
+
+
+def test_training_again_writes_the_same_bytes(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(tmp_path)
+    stage("train").main(tmp_path)
+    first, again = (root / "data/model/model.safetensors" for root in (project, tmp_path))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(project: Path) -> None:
+    evaluation = project / "data/evaluation"
+    metrics = json.loads((evaluation / "metrics.json").read_text())
+    assert metrics["accuracy"] > 0.5  # the pattern is learnable; chance is 0.1
+    assert metrics["parameters"] > 1000
+    assert {"accuracy_tta", "log_loss", "multiply_adds", "images_per_second"} <= set(metrics)
+    assert set(metrics["per_class"]["ship"]) == {"precision", "recall", "f1"}
+    table = rows(evaluation / "predictions.csv")
+    right = sum(row["actual"] == row["predicted"] for row in table)
+    assert right / len(table) == metrics["accuracy"]
+    logits = np.load(evaluation / "logits.npy", allow_pickle=False)
+    assert logits.shape == (2, 40, 10)
+    assert [cifar10.CLASSES[label] for label in logits[0].argmax(1)] == [row["predicted"] for row in table]
+    run_id = json.loads((project / "data/model/model.json").read_text())["provenance"]["mlflow_run"]
+    client = tracking.connect(project)
+    assert client.get_run(run_id).data.metrics["test_accuracy"] == metrics["accuracy"]
+    pictures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
+    assert pictures == {path.name for path in evaluation.glob("*.png")} != set()
+
+
+def test_register_makes_the_first_version_champion_and_it_answers_from_raw_images(project: Path) -> None:
+    decision = json.loads((project / "data/registry/decision.json").read_text())
+    assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "there was no champion")
+    client = tracking.connect(project)
+    version = client.get_model_version_by_alias("cifar10-resnet", "champion")
+    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    assert float(version.tags["accuracy"]) == metrics["accuracy"]
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    served = mlflow.pyfunc.load_model("models:/cifar10-resnet@champion")
+    assert served.metadata.signature is not None
+    pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False)
+    answers = served.predict(pixels.transpose(0, 2, 3, 1))
+    expected = [row["class_name"] for row in rows(project / "data/predictions/predictions.csv")]
+    assert [answer["class_name"] for answer in answers] == expected
+
+
+def test_predict_writes_a_row_for_every_image(project: Path) -> None:
+    table = rows(project / "data/predictions/predictions.csv")
+    assert list(table[0]) == ["index", "file", "label", "class_name", "confidence"]
+    assert [row["index"] for row in table] == [str(index) for index in range(40)]
+    assert all(cifar10.CLASSES[int(row["label"])] == row["class_name"] for row in table)
+    assert all(0.1 <= float(row["confidence"]) <= 1 for row in table)
+    submission = rows(project / "data/predictions/submission.csv")
+    assert [(row["ID"], row["Labels"]) for row in submission] == [(row["index"], row["label"]) for row in table]
+
+
+def test_predict_takes_another_input(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/model").symlink_to(project / "data/model")
+    np.savez(tmp_path / "mine.npz", tiny_images(1, seed=9).pixels)
+    write_params(tmp_path, predict={"input": "mine.npz"})
+    stage("predict").main(tmp_path)
+    assert len(rows(tmp_path / "data/predictions/predictions.csv")) == 10
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    write_params(tmp_path, model={"kernels": [3, 4]})
+    command = [sys.executable, str(ROOT / "stages/train.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "train: params.yaml: model.kernels is [3, 4]: only odd kernels keep the size\n"
+
+
+def test_a_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    write_params(tmp_path)
+    with pytest.raises(UserError, match=r"data_batch_1\.bin: missing; run `dvc repro download`"):
+        stage("preprocess").main(tmp_path)
+    with pytest.raises(UserError, match=r"train_images.npy: not a readable .npy array .* run `dvc repro`"):
+        stage("train").main(tmp_path)
+
+
+def test_a_model_over_the_limit_is_refused_before_training(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(tmp_path, model={"max_parameters": 100})
+    with pytest.raises(UserError, match=r"parameters, model.max_parameters allows 100"):
+        stage("train").main(tmp_path)
+    assert params.load(tmp_path / "params.yaml").model.max_parameters == 100
+    assert not (tmp_path / "mlflow.db").exists()
