@@ -1,8 +1,6 @@
 """Tiny CIFAR-10 in the official binary format, tiny params, and a project where every stage has run on them."""
 
 import importlib.util
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +31,9 @@ TINY = {
 }
 
 
+TINY_RECORDS = 40  # images in a file
+
+
 def tiny_images(count: int, seed: int) -> Images:
     """Noise around a colour that belongs to the class, `count` images of each."""
     random = np.random.default_rng(seed)
@@ -46,7 +47,7 @@ def tiny_images(count: int, seed: int) -> Images:
 def write_raw(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE)):
-        images = tiny_images(4, number)
+        images = tiny_images(TINY_RECORDS // 10, number)
         content = cifar10.encode(images.pixels.reshape(-1, 3, 1024).transpose(0, 2, 1), images.labels.tolist())
         (folder / name).write_bytes(content)
 
@@ -77,21 +78,26 @@ def stage(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture(autouse=True)
-def own_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test writes where the caller's environment points."""
+def tiny(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cifar10, "RECORDS", TINY_RECORDS)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
-        monkeypatch.delenv(name, raising=False)
+        patch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def tiny_files_and_own_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are as small as the tiny data, and no test writes where the caller's environment points."""
+    tiny(monkeypatch)
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project where the stages from preprocess to predict have run on the tiny data."""
     root = tmp_path_factory.mktemp("project")
-    saved = {name: os.environ.pop(name, None) for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT")}
     write_raw(root / "data/raw")
     write_params(root)
-    for name in ("preprocess", "train", "evaluate", "register", "predict"):
-        stage(name).main(root)
-    yield root
-    os.environ.update({name: value for name, value in saved.items() if value is not None})
+    with pytest.MonkeyPatch.context() as patch:
+        tiny(patch)
+        for name in ("preprocess", "train", "evaluate", "register", "predict"):
+            stage(name).main(root)
+    return root

@@ -99,7 +99,7 @@ def test_the_next_source_is_tried_and_named(raw: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.tar.gz").write_bytes(b"not an archive")
     sources = [str(tmp_path / "broken.tar.gz"), str(raw)]
     assert cifar10.fetch(sources, tmp_path / "out", timeout_seconds=5) == str(raw)
-    assert cifar10.proven(tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(cifar10.MD5)
 
 
 def test_if_all_fail_each_source_and_the_way_by_hand_are_named(raw: Path, tmp_path: Path) -> None:
@@ -148,6 +148,13 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     again = cifar10.read_records(tmp_path / "a.bin")
     assert np.array_equal(again.pixels, images.pixels)
     assert np.array_equal(again.labels, images.labels)
+
+
+def test_a_file_with_fewer_images_is_refused(raw: Path) -> None:
+    path = raw / "test_batch.bin"
+    path.write_bytes(path.read_bytes()[: -cifar10.RECORD])
+    with pytest.raises(UserError, match="39 images found, 40 expected"):
+        cifar10.read_test(raw)
 
 
 @given(size=st.integers(0, 10_000))

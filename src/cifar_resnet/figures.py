@@ -1,15 +1,19 @@
 """Records or arrays to matplotlib figures; nothing here saves or shows anything."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from cifar_resnet.images import Pixels
 from cifar_resnet.records import EpochRecord
 
-TRAIN, HELD_OUT = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers
+BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers too
+Floats = NDArray[np.floating[Any]]
 
 
 def learning_curves(records: Sequence[EpochRecord]) -> Figure:
@@ -17,7 +21,7 @@ def learning_curves(records: Sequence[EpochRecord]) -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [record.epoch for record in records]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for part, colour in (("train", TRAIN), ("validation", HELD_OUT)):
+        for part, colour in (("train", BLUE), ("validation", RED)):
             values = [getattr(record, f"{part}_{quantity}") for record in records]
             if None not in values:
                 axes.plot(epochs, values, marker="o", markersize=3, color=colour, label=part)
@@ -25,8 +29,8 @@ def learning_curves(records: Sequence[EpochRecord]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.axes[0].set_title("loss (training: augmented, with label smoothing)", fontsize=10)
-    figure.axes[1].set_title("accuracy (training: augmented images)", fontsize=10)
+    figure.axes[0].set_title("Loss (training: augmented, smoothed labels)", fontsize=10)
+    figure.axes[1].set_title("Accuracy (training: augmented images)", fontsize=10)
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 
@@ -39,16 +43,9 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     picture = axes.imshow(mistakes, cmap="cividis_r")
     for row, column in np.ndindex(*counts.shape):
         dark = mistakes[row, column] > 0.6 * max(int(mistakes.max()), 1)
-        axes.text(
-            column,
-            row,
-            str(counts[row, column]),
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="white" if dark else "black",
-            fontweight="bold" if row == column else "normal",
-        )
+        colour, weight = ("white" if dark else "black"), ("bold" if row == column else "normal")
+        text = str(counts[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class", title="Test images by true and predicted class")
@@ -57,14 +54,77 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
 
 
 def class_scores(scores: dict[str, dict[str, float]]) -> Figure:
-    """Precision and recall of each class, as points on one scale."""
+    """Recall of each class with its interval, and precision, the weakest class at the bottom."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
-    names = sorted(scores, key=lambda name: scores[name]["f1"])
-    for measure, colour, marker in (("precision", TRAIN, "o"), ("recall", HELD_OUT, "D")):
-        axes.plot([scores[n][measure] for n in names], names, marker, color=colour, label=measure)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set(xlabel="share of images", title="Precision and recall by class, weakest at the bottom")
+    names = sorted(scores, key=lambda name: scores[name]["recall"])
+    recall = [scores[name]["recall"] for name in names]
+    ends = [[scores[n]["recall"] - scores[n]["recall_low"] for n in names],
+            [scores[n]["recall_high"] - scores[n]["recall"] for n in names]]  # fmt: skip
+    axes.errorbar(recall, names, xerr=ends, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
+    axes.plot([scores[name]["precision"] for name in names], names, "D", color=RED, label="precision")
+    axes.set(xlabel="share of images", title="Recall and precision by class")
+    _percent(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def reliability(confidence: Floats, accuracy: Floats, share: Floats, error: float) -> Figure:
+    """Accuracy against confidence by bin, all (B,); `error` is the expected calibration error."""
+    figure = Figure(figsize=(4.6, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
+    above.plot(confidence, accuracy, marker="o", color=BLUE, label="model")
+    above.set(ylabel="accuracy", title=f"Reliability: expected calibration error {error:.3f}")
+    above.legend()
+    below.bar(confidence, share, width=0.04, color=BLUE)
+    below.set(xlabel="confidence", ylabel="share of images")
+    for axis in (above.yaxis, below.yaxis, below.xaxis):
+        _percent(axis)
+    above.grid(alpha=0.3)
+    return figure
+
+
+def accuracy_coverage(coverage: Floats, accuracy: Floats) -> Figure:
+    """Accuracy against the share of images that are answered, the most confident first, both (N,)."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    shown = coverage >= 0.02  # fewer images say nothing
+    axes.plot(coverage[shown], accuracy[shown], color=BLUE)
+    axes.set(xlabel="coverage: images answered, most confident first", ylabel="accuracy on them")
+    ninety = accuracy[int(0.9 * len(accuracy)) - 1]
+    axes.set_title(f"All images: {accuracy[-1]:.1%}; the most confident 90 %: {ninety:.1%}", fontsize=10)
+    _percent(axes.xaxis)
+    _percent(axes.yaxis, decimals=1)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def gallery(pixels: Pixels, captions: Sequence[str]) -> Figure:
+    """Images (N, 3, 32, 32) with a caption each, six in a row."""
+    columns = 6
+    figure = Figure(figsize=(9, 1.85 * -(-len(captions) // columns)), layout="constrained")
+    for place, (image, caption) in enumerate(zip(pixels, captions, strict=True), start=1):
+        axes = figure.add_subplot(-(-len(captions) // columns), columns, place)
+        axes.imshow(image.transpose(1, 2, 0))
+        axes.set_title(caption, fontsize=7)
+        axes.set_axis_off()
+    figure.suptitle("The most confident mistakes on test images", fontsize=10)
+    return figure
+
+
+def first_filters(filters: Floats) -> Figure:
+    """The first layer's filters (F, 3, K, K) as pictures, each stretched to its own range."""
+    columns = 12
+    figure = Figure(figsize=(8, 0.8 * -(-len(filters) // columns) + 0.5), layout="constrained")
+    for place, weights in enumerate(filters, start=1):
+        axes: Axes = figure.add_subplot(-(-len(filters) // columns), columns, place)
+        axes.imshow(((weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)).transpose(1, 2, 0))
+        axes.set_axis_off()
+    figure.suptitle("Filters of the first layer", fontsize=10)
+    return figure
+
+
+def _percent(axis: Any, decimals: int = 0) -> None:
+    axis.set_major_formatter(PercentFormatter(1, decimals=decimals))

@@ -1,38 +1,118 @@
-"""Arrays in, numbers out."""
+"""Arrays in, numbers out: scikit-learn and scipy first, own code only for what they lack.
+
+Labels are int64 (N,), logits and probabilities float (N, C); shares are 0 to 1.
+"""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+from scipy.stats import binomtest
+from sklearn.metrics import (
+    accuracy_score,
+    brier_score_loss,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+    top_k_accuracy_score,
+)
 
 from cifar_resnet.images import Labels
 
-Probabilities = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]
+COVERAGES = (50, 80, 90, 95)
 
 
-def softmax(logits: NDArray[np.floating[Any]]) -> Probabilities:
+def softmax(logits: Floats) -> NDArray[np.float64]:
     """(N, C) logits to probabilities in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     powers = np.exp(shifted)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
-def classification(labels: Labels, logits: NDArray[np.floating[Any]], classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy and log-loss of all images, precision, recall and F1 of each class."""
-    everything = np.arange(len(classes))
-    predicted = logits.argmax(axis=1)
-    scores = precision_recall_fscore_support(labels, predicted, labels=everything, zero_division=0)
+def summary(labels: Labels, probabilities: Floats) -> dict[str, Any]:
+    """The numbers that describe all images at once.
+
+    accuracy_interval is Wilson's of 95 %; brier_score the mean squared distance over classes, 0 to 2;
+    expected_calibration_error that of `calibration`; selective_accuracy_N the accuracy on the N % of images with the
+    highest confidence.
+    """
+    everything = np.arange(probabilities.shape[1])
+    predicted = probabilities.argmax(axis=1)
+    coverage, accuracy = selective_accuracy(labels, probabilities)
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
-        "log_loss": float(log_loss(labels, softmax(logits), labels=everything)),
-        "per_class": {
-            name: {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
-            for name, precision, recall, f1 in zip(classes, *scores[:3], strict=True)
-        },
+        "accuracy_interval": interval(int((labels == predicted).sum()), len(labels)),
+        "top2_accuracy": float(top_k_accuracy_score(labels, probabilities, k=2, labels=everything)),
+        "log_loss": float(log_loss(labels, probabilities, labels=everything)),
+        "brier_score": float(brier_score_loss(labels, probabilities, labels=everything, scale_by_half=False)),
+        "expected_calibration_error": expected_calibration_error(labels, probabilities),
+        **{f"selective_accuracy_{c}": float(accuracy[np.searchsorted(coverage, c / 100)]) for c in COVERAGES},
     }
+
+
+def per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each class, and the ends of recall's Wilson interval of 95 %."""
+    everything = np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predicted, labels=everything, zero_division=0
+    )
+    found = {}
+    for index, name in enumerate(classes):
+        low, high = interval(round(recall[index] * support[index]), int(support[index]))
+        scores = {"precision": precision[index], "recall": recall[index], "f1": f1[index]}
+        found[name] = {key: float(value) for key, value in scores.items()} | {"recall_low": low, "recall_high": high}
+    return found
+
+
+def interval(hits: int, count: int) -> list[float]:
+    """Wilson's 95 % interval of a share; nothing is known of none."""
+    if count == 0:
+        return [0.0, 1.0]
+    found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return [float(found.low), float(found.high)]
 
 
 def confusion(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np.int64]:
     """Counts (C, C): rows are true classes, columns predicted ones."""
     return np.asarray(confusion_matrix(labels, predicted, labels=np.arange(num_classes)))
+
+
+def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> dict[str, int]:
+    """The most frequent mistakes, "true taken for predicted", with their counts, most first."""
+    mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(place, counts.shape) for place in order]
+    return {f"{classes[row]} taken for {classes[column]}": int(mistakes[row, column]) for row, column in pairs}
+
+
+def calibration(labels: Labels, probabilities: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:
+    """Mean confidence, accuracy and share of the images, each (B,), for the bins of equal width that hold any."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    hits = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    counts = np.bincount(places, minlength=bins)
+    held = counts > 0
+    means = [np.bincount(places, weights, minlength=bins)[held] / counts[held] for weights in (confidence, hits)]
+    return means[0], means[1], counts[held] / len(labels)
+
+
+def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
+    """Mean distance between confidence and accuracy over 15 bins (Guo et al., 2017, section 2)."""
+    confidence, accuracy, share = calibration(labels, probabilities)
+    return float((share * np.abs(confidence - accuracy)).sum())
+
+
+def selective_accuracy(labels: Labels, probabilities: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Coverage (N,), rising to 1, and the accuracy on that share of images, the most confident ones first."""
+    order = np.argsort(-probabilities.max(axis=1), kind="stable")
+    hits = (probabilities.argmax(axis=1) == labels)[order]
+    counts = np.arange(1, len(labels) + 1)
+    return counts / len(labels), np.cumsum(hits) / counts
+
+
+def confident_mistakes(labels: Labels, probabilities: Floats, most: int) -> NDArray[np.intp]:
+    """Rows of the wrongly classified images, the most confident first."""
+    predicted = probabilities.argmax(axis=1)
+    wrong = np.flatnonzero(predicted != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:most]

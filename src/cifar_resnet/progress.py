@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 console = Console(stderr=True, highlight=False)
 
@@ -17,12 +18,15 @@ class Bar:
         self._task = task
 
     def at(self, completed: float, note: str = "") -> None:
-        """Move to `completed` units and show `note` at the right."""
-        self._progress.update(self._task, completed=completed, note=note)
+        """Move to `completed` units; a `note` replaces the one at the right."""
+        self._progress.update(self._task, completed=completed)
+        if note:
+            self._progress.update(self._task, note=note)
 
     def say(self, line: str) -> None:
-        """Print a line that stays, above the bar."""
+        """Print a line that stays, above the bar, and keep it beside the bar while it is the latest."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
+        self._progress.update(self._task, note=line)
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def bar(title: str, total: float) -> Iterator[Bar]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, progress.add_task(title, total=total, note=""))
