@@ -106,6 +106,13 @@ def test_register_makes_the_first_version_champion_and_it_answers_from_raw_image
     assert [answer["class_name"] for answer in answers] == expected
 
 
+def test_registering_the_same_model_again_adds_no_version(project: Path) -> None:
+    stage("register").main(project)
+    decision = json.loads((project / "data/registry/decision.json").read_text())
+    assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "it was so before")
+    assert len(tracking.connect(project).search_model_versions("name='cifar10-resnet'")) == 1
+
+
 def test_predict_writes_a_row_for_every_image(project: Path) -> None:
     table = rows(project / "data/predictions/predictions.csv")
     assert list(table[0]) == ["index", "file", "label", "class_name", "confidence"]

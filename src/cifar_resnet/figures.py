@@ -40,7 +40,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     axes = figure.subplots()
     mistakes = np.where(np.eye(len(classes), dtype=bool), 0, counts)
-    picture = axes.imshow(mistakes, cmap="cividis_r")
+    picture = axes.imshow(mistakes, cmap="Blues")
     for row, column in np.ndindex(*counts.shape):
         dark = mistakes[row, column] > 0.6 * max(int(mistakes.max()), 1)
         colour, weight = ("white" if dark else "black"), ("bold" if row == column else "normal")
@@ -110,7 +110,9 @@ def gallery(pixels: Pixels, captions: Sequence[str]) -> Figure:
         axes.imshow(image.transpose(1, 2, 0))
         axes.set_title(caption, fontsize=7)
         axes.set_axis_off()
-    figure.suptitle("The most confident mistakes on test images", fontsize=10)
+    figure.suptitle(
+        "The most confident mistakes on test images: the true class, not the predicted one (confidence)", fontsize=10
+    )
     return figure
 
 

@@ -100,7 +100,7 @@ class EvaluateParams(Section):
 
 
 class RegisterParams(Section):
-    model_name: Annotated[str, Field(min_length=1)]
+    model_name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
 
 
 class PredictParams(Section):

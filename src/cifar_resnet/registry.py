@@ -1,6 +1,6 @@
 """The champion: register a version, and let it take the alias if it beats the present one on the same test data."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from cifar_resnet import serving
 from cifar_resnet.images import Pixels
@@ -38,14 +37,17 @@ class Decision:
 
 
 def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
-    """Log the model to its run and register it; returns the version.
+    """Log the model to its run and register it; returns the version. A model that is registered already keeps its own.
 
     Args:
         run: the run that trained the model.
         folder: holds model.safetensors and model.json.
-        tags: put on the version.
+        tags: put on the version; "model" is the hash of the weights, "test_data" of what they were measured on.
         example: uint8 (N, 32, 32, 3), stored as the input example.
     """
+    for version in run.client.search_model_versions(f"name = '{name}'"):
+        if all(version.tags.get(key) == tags[key] for key in ("model", "test_data")):
+            return int(version.version)
     source = Path(serving.__file__)
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
@@ -56,31 +58,25 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
             signature=serving.SIGNATURE,
             input_example=example,
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-            registered_model_name=name,
-            await_registration_for=60,
         )
-    version = int(info.registered_model_version)
-    for key, value in tags.items():
-        run.client.set_model_version_tag(name, str(version), key, str(value))
-    return version
+    if not run.client.search_registered_models(f"name = '{name}'"):
+        run.client.create_registered_model(name)
+    values = {key: str(value) for key, value in tags.items()}
+    created = run.client.create_model_version(
+        name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
+    )
+    return int(created.version)
 
 
 def decide(client: MlflowClient, *, name: str, version: int, run_id: str, accuracy: float, test_data: str) -> Decision:
     """Give `version` the alias champion if there is none yet or if it is more accurate on the same test data."""
     present = champion(client, name)
-    known = present.tags if present else {}
-    beaten = accuracy > float(known.get("accuracy", "nan"))
-    if present is None:
-        wins, reason = True, "there was no champion"
-    elif known.get("test_data") != test_data:
-        wins, reason = False, f"version {present.version} stays: it was measured on other test data"
-    else:
-        wins = beaten
-        relation = "above" if wins else "not above"
-        reason = f"accuracy {accuracy:.4f} is {relation} version {present.version}'s {float(known['accuracy']):.4f}"
+    wins, reason = compare(present, version, accuracy, test_data)
     if wins:
         client.set_registered_model_alias(name, CHAMPION, str(version))
-    decision = Decision(
+    for key, value in (("decision_champion", wins), ("decision_reason", reason)):
+        client.set_model_version_tag(name, str(version), key, str(value))
+    return Decision(
         model_name=name,
         version=version,
         run_id=run_id,
@@ -88,19 +84,26 @@ def decide(client: MlflowClient, *, name: str, version: int, run_id: str, accura
         reason=reason,
         accuracy=accuracy,
         previous_champion=int(present.version) if present else None,
-        previous_accuracy=float(known["accuracy"]) if "accuracy" in known else None,
+        previous_accuracy=float(present.tags["accuracy"]) if present else None,
     )
-    for key, value in asdict(decision).items():
-        if key in ("champion", "reason"):
-            client.set_model_version_tag(name, str(version), f"decision_{key}", str(value))
-    return decision
+
+
+def compare(present: ModelVersion | None, version: int, accuracy: float, test_data: str) -> tuple[bool, str]:
+    """(whether `version` is to be champion, why)."""
+    if present is None:
+        return True, "there was no champion"
+    if int(present.version) == version:
+        return True, "it was so before"
+    if present.tags["test_data"] != test_data:
+        return False, f"version {present.version} stays: it was measured on other test data"
+    best = float(present.tags["accuracy"])
+    relation = "above" if accuracy > best else "not above"
+    return accuracy > best, f"accuracy {accuracy:.4f} is {relation} version {present.version}'s {best:.4f}"
 
 
 def champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    try:
-        return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException:
-        return None
+    version = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if version is None else client.get_model_version(name, str(version))
 
 
 def example_of(pixels: Pixels) -> Pixels:
