@@ -156,7 +156,7 @@ def summary(values: Params) -> str:
     """What tells one training from another, in a few words."""
     model, train = values.model, values.train
     layers = "+".join(f"{blocks}x{channels}" for blocks, channels in zip(model.blocks, model.channels, strict=True))
-    return f"{layers}, {train.epochs} epochs, seed {train.seed}"
+    return f"seed {train.seed}, {train.epochs} epochs, {layers}"
 
 
 def _line(file: str, mistake: Any) -> str:

@@ -48,7 +48,7 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
     for version in run.client.search_model_versions(f"name = '{name}'"):
         if all(version.tags.get(key) == tags[key] for key in ("model", "test_data")):
             return int(version.version)
-    source = Path(serving.__file__)
+    source, before = Path(serving.__file__), run.client.get_run(run.id).info
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
             name="model",
@@ -59,6 +59,7 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
             input_example=example,
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
         )
+    run.client.set_terminated(run.id, before.status, before.end_time)  # the training ended then, not now
     if not run.client.search_registered_models(f"name = '{name}'"):
         run.client.create_registered_model(name)
     values = {key: str(value) for key, value in tags.items()}
