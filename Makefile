@@ -5,7 +5,7 @@ bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
 help:            ## list these commands
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
 
 # Set up once; again only when the dependencies change. The marker is written last, so an interrupted set-up is done over.
 .venv/ready: pyproject.toml constraints.txt
