@@ -31,8 +31,7 @@ def dvc(root: Path, *arguments: str) -> str:
 
 
 def git(root: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -47,6 +46,8 @@ def copy_of_the_project(root: Path) -> None:
         values[section] |= keys
     (root / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     git(root, "init", "--quiet")
+    git(root, "config", "user.name", "test")
+    git(root, "config", "user.email", "test@localhost")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "tiny")
 
