@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not()
         strict=True,
     ):
         assert torch.equal(a, b), name
-        if name.endswith("conv.weight"):
+        if name.startswith("layers.") and a.ndim == 4:
             assert not torch.equal(a, c), name
     assert not torch.equal(first.product.head.weight, other.product.head.weight)
 
