@@ -1,7 +1,8 @@
 """What a training step costs on this machine, and where it goes: prints a table and writes benchmarks/benchmark.json.
 
-All figures come from one run, in alternating rounds, because a shared machine wanders. PF-equivalents are seconds times
-the measured bfloat16 matmul rate / 1000 (TFLOP/s), so that costs on different machines compare.
+All figures come from one run, the matmuls and steps in alternating rounds, because a shared machine wanders; the
+ancestor, the split by kind and the step without kept memory are measured once after them. PF-equivalents are seconds
+times the measured bfloat16 matmul rate / 1000 (TFLOP/s), so that costs on different machines compare.
 """
 
 import json
