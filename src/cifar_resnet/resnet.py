@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cifar_resnet.convolution import Convolution
 from cifar_resnet.errors import UserError
 from cifar_resnet.params import ModelParams
 
@@ -106,9 +107,9 @@ def layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     return nn.Sequential(*opening, *blocks)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
     """Without bias; its first filters start as the identity."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    conv = Convolution(inputs, outputs, kernel, stride)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:inputs])
     return conv
