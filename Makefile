@@ -26,6 +26,9 @@ test: .venv/ready ## run every check: format, lint, types, tests
 	@ruff format --check --quiet . && ruff check --quiet . && mypy
 	@pytest
 
+test-faults: .venv/ready ## kill trainings in every way and compare with an unbroken one, about 5 minutes
+	@pytest -m faults
+
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
@@ -35,4 +38,4 @@ ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test benchmark ui constraints
+.PHONY: help setup repro test test-faults benchmark ui constraints

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifar_resnet import hardware, images, params, resnet
 from cifar_resnet.batches import Batches
+from cifar_resnet.distributed import World
 from cifar_resnet.files import write_json
 from cifar_resnet.params import ModelParams
 from cifar_resnet.training import TrainState, train_step
@@ -52,11 +53,11 @@ def main() -> None:
     statistic = json.loads((ROOT / "data/prepared/statistics.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
     model = resnet.build(values.model, statistic["channel_mean"], statistic["channel_deviation"])
-    state, batches = TrainState(model, values.train), Batches(train, values.train)
+    state, batches = TrainState(model, values.train), Batches(train, values.train, World())
     drawn = {batches.resolution(epoch): next(batches.epoch(epoch)) for epoch in (0, values.train.epochs - 1)}
 
     def step(resolution: int) -> Callable[[], Any]:
-        return lambda: train_step(state, *drawn[resolution], values.train.label_smoothing, precision)
+        return lambda: train_step(state, *drawn[resolution], values.train.label_smoothing, precision, World())
 
     measured: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
@@ -172,7 +173,7 @@ def ancestor_epoch(num_images: int, batch: tuple[Tensor, Tensor]) -> float:
     values = params.load(ROOT / "params.yaml").train
     state = TrainState(resnet.build(ANCESTOR, [0.5] * 3, [0.25] * 3), values.model_copy(update={"optimizer": "sgd"}))
     pixels, labels = (each[:ANCESTOR_BATCH] for each in batch)
-    step = seconds(lambda: train_step(state, pixels, labels, 0.0, torch.float32), 2)
+    step = seconds(lambda: train_step(state, pixels, labels, 0.0, torch.float32, World()), 2)
     return step * num_images / ANCESTOR_BATCH
 
 
@@ -188,7 +189,8 @@ def one_step() -> None:
     state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels = torch.randint(0, 256, (values.train.batch_size, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (len(pixels),))
-    print(seconds(lambda: train_step(state, pixels, labels, values.train.label_smoothing, precision), STEPS))
+    step = lambda: train_step(state, pixels, labels, values.train.label_smoothing, precision, World())  # noqa: E731
+    print(seconds(step, STEPS))
 
 
 def show(facts: dict[str, Any], found: dict[str, float], kinds: dict[str, float]) -> None:

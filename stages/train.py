@@ -1,71 +1,115 @@
 """data/prepared (train, validation) -> train -> data/model: weights, model card and history; one MLflow run."""
 
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Iterable
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from cifar_resnet import hardware, images, params, product, records, resnet, tracking
+from cifar_resnet import checkpoint, distributed, hardware, images, params, product, records, recovery, resnet, tracking
 from cifar_resnet.batches import Batches
-from cifar_resnet.errors import run
+from cifar_resnet.calibration import temperature
+from cifar_resnet.distributed import World
+from cifar_resnet.errors import run, wish_to_stop
 from cifar_resnet.files import digest, read_json
-from cifar_resnet.progress import Bar, bar
+from cifar_resnet.images import Images
+from cifar_resnet.inference import predict
+from cifar_resnet.params import Params
+from cifar_resnet.progress import bar
+from cifar_resnet.records import EpochRecord, StepRecord
 from cifar_resnet.training import TrainState, fit
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
+SCRATCH = "data/scratch"
+INPUTS = ("train_images.npy", "train_labels.npy", "validation_images.npy", "validation_labels.npy", "statistics.json")
 WHITENING_IMAGES = 5_000
 
 
 def main(root: Path) -> None:
-    hardware.keep_memory()
     values = params.load(root / "params.yaml")
-    train, validation = images.read(root / PREPARED, "train"), images.read(root / PREPARED, "validation")
+    if values.train.processes > 1 and not distributed.launched():
+        distributed.launch(values.train.processes)
+        return
+    hardware.keep_memory()
+    with distributed.join() as world, wish_to_stop() as wish:
+        train(root, values, world, wish)
+
+
+def train(root: Path, values: Params, world: World, wish: Event) -> None:
+    training, validation = images.read(root / PREPARED, "train"), images.read(root / PREPARED, "validation")
     statistics = read_json(root / PREPARED / "statistics.json")
-    device = hardware.device()
-    precision, why = hardware.precision(values.train.precision, device)
+    precision, why = hardware.precision(values.train.precision, hardware.device())
+    state = start(values, training, statistics, world)
+    batches = Batches(training, values.train, world)
+    moments = fit(state, batches, validation, params=values.train, precision=precision)
+    if not world.leads:
+        recovery.follow(moments, state, wish, world)
+        return
 
-    torch.manual_seed(values.train.seed)
-    model = resnet.build(values.model, statistics["channel_mean"], statistics["channel_deviation"])
-    resnet.whiten(model, torch.from_numpy(train.pixels[:WHITENING_IMAGES]))
-    state = TrainState(model.to(device), values.train)
-    print(f"train: {resnet.num_parameters(model):,} parameters, {len(train):,} images", flush=True)
-    print(f"train: {hardware.name(precision)} on {device.type}, because {why}", flush=True)
-
-    train_data = digest(root / PREPARED / "train_images.npy")
-    with tracking.training_run(root, params.summary(values)) as tracked:
+    print(f"train: {resnet.num_parameters(state.model):,} parameters, {len(training):,} images")
+    print(f"train: {hardware.name(precision)} on {hardware.device().type}, because {why}", flush=True)
+    data = {name: digest(root / PREPARED / name) for name in INPUTS}
+    scratch = scratch_folder(root, values, data, hardware.name(precision), world)
+    with (
+        checkpoint.claimed(scratch, minutes=values.checkpoint.minutes) as saved,
+        tracking.training_run(root, params.summary(values), scratch, alive=checkpoint.is_claimed) as tracked,
+    ):
         tracked.params({"model": values.model.model_dump(), "train": values.train.model_dump()})
-        tracked.dataset("CIFAR-10 train", train_data, statistics["source"])
-        history = []
-        with bar("train", values.train.epochs) as watched:
-            batches = WatchedBatches(train, values.train, watched)
-            for record in fit(state, batches, validation, params=values.train, precision=precision):
-                history.append(record)
-                watched.say(record.line(values.train.epochs))
-                tracked.metrics(record.metrics(), step=record.epoch)
+        tracked.dataset("CIFAR-10 train", data["train_images.npy"], statistics["source"])
+        history = recovery.resume(state, saved, world)
+        guarded = recovery.guarded(moments, state, history, saved, values.checkpoint, wish, world)
+        watch(guarded, history, values.train.epochs, tracked)
 
         seconds = round(sum(record.seconds for record in history), 1)
-        found = {"mlflow_run": tracked.id, "train_data": train_data, "seconds": seconds}
+        logits = predict(state.product, validation.pixels, batch_size=batches.batch_size, precision=precision)
+        card = product.card(values.model, statistics, temperature(logits.numpy(), validation.labels))
+        found = {"mlflow_run": tracked.id, "train_data": data["train_images.npy"], "seconds": seconds}
         provenance = {**found, **tracking.origin(root), **hardware.facts(precision)}
-        product.save(root / MODEL, state.product, product.card(values.model, statistics, provenance))
+        product.save(root / MODEL, state.product, card | {"provenance": provenance})
         records.write(root / MODEL / "history.csv", history)
         tracked.artifact(root / MODEL / "history.csv")
-        tracked.tags({"train_data": train_data, "model": digest(root / MODEL / product.WEIGHTS)})
+        tracked.tags({"train_data": data["train_images.npy"], "model": digest(root / MODEL / product.WEIGHTS)})
+        saved.remove()
     print(f"train: {seconds / 60:.1f} min, {hardware.peak_memory_gb():.1f} GB at the peak -> {MODEL}")
 
 
-class WatchedBatches(Batches):
-    """Batches that move a bar, in epochs, as they are drawn."""
+def start(values: Params, training: Images, statistics: dict[str, Any], world: World) -> TrainState:
+    """A network that has learned nothing but its whitening filters."""
+    torch.manual_seed(values.train.seed)
+    model = resnet.build(values.model, statistics["channel_mean"], statistics["channel_deviation"])
+    resnet.whiten(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    if values.train.shared_normalisation:
+        distributed.share_normalisation(model, world)
+    return TrainState(model.to(hardware.device()), values.train)
 
-    def __init__(self, train: images.Images, values: params.TrainParams, watched: Bar) -> None:
-        super().__init__(train, values)
-        self.watched = watched
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, batch in enumerate(super().epoch(epoch)):
-            self.watched.at(epoch + step / len(self))
-            yield batch
+def scratch_folder(root: Path, values: Params, data: dict[str, str], precision: str, world: World) -> Path:
+    """Where this training keeps its state: named by all that decides its result, below the project's root in
+    `dvc exp run --temp` too."""
+    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("cifar_resnet.")}
+    code = {name: digest(Path(file)) for name, file in loaded.items() if file} | {"stage": digest(Path(__file__))}
+    sections = (values.model.model_dump(), values.train.model_dump())
+    key = checkpoint.fingerprint(*sections, data, code, precision, world.size, torch.__version__)
+    return Path(os.environ.get("DVC_ROOT", root)).resolve() / SCRATCH / key
+
+
+def watch(
+    moments: Iterable[StepRecord | EpochRecord], history: list[EpochRecord], epochs: int, tracked: tracking.Run
+) -> None:
+    """Show and log what happens, after what happened before an interruption."""
+    for before in history:
+        tracked.epoch(before.metrics(), before.epoch)
+    with bar("train", epochs) as watched:
+        for record in moments:
+            if isinstance(record, StepRecord):
+                watched.at(record.epoch - 1 + record.step / record.steps, record.line(epochs))
+            else:
+                watched.say(record.line(epochs))
+                tracked.epoch(record.metrics(), record.epoch)
 
 
 if __name__ == "__main__":

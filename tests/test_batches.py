@@ -2,12 +2,13 @@ import torch
 from conftest import tiny_images, tiny_params
 
 from cifar_resnet.batches import Batches
+from cifar_resnet.distributed import World
 
 IMAGES = tiny_images(5, seed=0)
 
 
 def batches(**train: object) -> Batches:
-    return Batches(IMAGES, tiny_params(train=train).train)
+    return Batches(IMAGES, tiny_params(train=train).train, World())
 
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:

@@ -1,4 +1,5 @@
 import sqlite3
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,14 @@ def stored(root: Path, run_id: str) -> MlflowRun:
     return tracking.connect(root).get_run(run_id)
 
 
+def training_run(
+    root: Path, name: str, scratch: Path | None = None, alive: bool = False
+) -> AbstractContextManager[tracking.Run]:
+    return tracking.training_run(root, name, scratch or root / "data/scratch/abc", alive=lambda _: alive)
+
+
 def test_a_run_holds_what_was_logged_and_ends_finished(tmp_path: Path) -> None:
-    with tracking.training_run(tmp_path, "first") as run:
+    with training_run(tmp_path, "first") as run:
         run.params({"train": {"epochs": 2}})
         for epoch in (1, 2):
             run.metrics({"train_loss": 1.0 / epoch}, step=epoch)
@@ -33,9 +40,33 @@ def test_a_run_holds_what_was_logged_and_ends_finished(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (RuntimeError, "FAILED")])
 def test_a_run_that_breaks_off_says_so(tmp_path: Path, error: type[BaseException], status: str) -> None:
-    with pytest.raises(error), tracking.training_run(tmp_path, "broken") as run:
+    with pytest.raises(error), training_run(tmp_path, "broken") as run:
         raise error
     assert stored(tmp_path, run.id).info.status == status
+
+
+def test_a_run_that_broke_off_goes_on_without_doubles(tmp_path: Path) -> None:
+    interrupted = training_run(tmp_path, "first")
+    broken = interrupted.__enter__()
+    broken.epoch({"train_loss": 2.0}, 1)
+    interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with training_run(tmp_path, "again") as run:
+        assert stored(tmp_path, run.id).info.status == "RUNNING"
+        for epoch, loss in ((1, 2.0), (2, 1.0)):
+            run.epoch({"train_loss": loss}, epoch)
+    assert run.id == broken.id
+    history = run.client.get_metric_history(run.id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(1, 2.0), (2, 1.0)]
+    with training_run(tmp_path, "third") as other:
+        assert other.id != run.id, "a finished run is never taken up again"
+
+
+@pytest.mark.parametrize(("alive", "status"), [(False, "KILLED"), (True, "RUNNING")])
+def test_the_next_training_mends_a_run_that_nobody_runs(tmp_path: Path, alive: bool, status: str) -> None:
+    broken = training_run(tmp_path, "abandoned")
+    abandoned = broken.__enter__()
+    with training_run(tmp_path, "other", tmp_path / "data/scratch/def", alive):
+        assert stored(tmp_path, abandoned.id).info.status == status
 
 
 def test_a_temporary_experiment_writes_to_the_projects_database(
@@ -46,7 +77,7 @@ def test_a_temporary_experiment_writes_to_the_projects_database(
     copy.mkdir()
     monkeypatch.setenv("DVC_ROOT", str(project))
     monkeypatch.setenv("DVC_EXP_NAME", "puffy-crow")
-    with tracking.training_run(copy, "temporary") as run:
+    with training_run(copy, "temporary", project / "data/scratch/abc") as run:
         pass
     assert stored(project, run.id).data.tags["dvc_experiment"] == "puffy-crow"
     assert not list(copy.iterdir())

@@ -5,6 +5,7 @@ from conftest import tiny_images, tiny_params
 
 from cifar_resnet import resnet
 from cifar_resnet.batches import Batches
+from cifar_resnet.distributed import World
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Images
 from cifar_resnet.records import EpochRecord
@@ -19,8 +20,9 @@ def train(validation: Images = VALIDATION, **changes: object) -> tuple[TrainStat
     model = resnet.build(params.model, [0.5] * 3, [0.25] * 3)
     resnet.whiten(model, torch.from_numpy(TRAIN.pixels))
     state = TrainState(model, params.train)
-    batches = Batches(TRAIN, params.train)
-    return state, list(fit(state, batches, validation, params=params.train, precision=torch.float32))
+    batches = Batches(TRAIN, params.train, World())
+    moments = fit(state, batches, validation, params=params.train, precision=torch.float32)
+    return state, [record for record in moments if isinstance(record, EpochRecord)]
 
 
 def test_a_learnable_pattern_is_learned_and_recorded() -> None:
@@ -49,7 +51,7 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not()
 def test_training_starts_where_the_state_stands() -> None:
     params = tiny_params().train
     state, _ = train(epochs=3)
-    assert list(fit(state, Batches(TRAIN, params), VALIDATION, params=params, precision=torch.float32)) == []
+    assert list(fit(state, Batches(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)) == []
 
 
 def test_without_a_hold_out_the_validation_columns_are_empty() -> None:
@@ -73,5 +75,7 @@ def test_bfloat16_learns_too() -> None:
     params = tiny_params(train={"epochs": 4})
     torch.manual_seed(0)
     state = TrainState(resnet.build(params.model, [0.5] * 3, [0.25] * 3), params.train)
-    history = list(fit(state, Batches(TRAIN, params.train), VALIDATION, params=params.train, precision=torch.bfloat16))
+    batches = Batches(TRAIN, params.train, World())
+    moments = fit(state, batches, VALIDATION, params=params.train, precision=torch.bfloat16)
+    history = [record for record in moments if isinstance(record, EpochRecord)]
     assert history[-1].train_loss < history[0].train_loss

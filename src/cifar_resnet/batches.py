@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from cifar_resnet import augment
+from cifar_resnet.distributed import World
 from cifar_resnet.images import Images
 from cifar_resnet.params import TrainParams
 
@@ -16,11 +17,13 @@ class Batches:
     Args:
         images: what to train on.
         params: batch size, augmentation, resolution and seed.
+        world: who trains; each process yields its own rows of every batch.
     """
 
-    def __init__(self, images: Images, params: TrainParams) -> None:
+    def __init__(self, images: Images, params: TrainParams, world: World) -> None:
         self.params = params
-        self.batch_size = min(params.batch_size, len(images))
+        self.world = world
+        self.batch_size = min(params.batch_size, len(images)) // world.size * world.size
         pixels = torch.from_numpy(images.pixels)
         self.padded = augment.reflect_pad(pixels, params.translation).contiguous(memory_format=torch.channels_last)
         self.labels = torch.from_numpy(images.labels)
@@ -34,7 +37,7 @@ class Batches:
         return self.params.low_resolution if epoch < self.params.low_resolution_epochs else 32
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images uint8 (B, 3, R, R), labels int64 (B,)) of the 0-based epoch."""
+        """Yield (images uint8 (B, 3, R, R), labels int64 (B,)) of the 0-based epoch, B this process's share."""
         generator = Generator().manual_seed(self.params.seed * 100_003 + epoch + 1)
         order = torch.randperm(len(self.labels), generator=generator)
         mirrored = self.mirrored(epoch, generator)
@@ -42,7 +45,8 @@ class Batches:
             images = augment.crop(self.padded[rows], 32, generator)
             images = augment.mirror(images, mirrored[rows])
             images = augment.cutout(images, self.params.cutout, self.fill, generator)
-            yield augment.resize(images, self.resolution(epoch)), self.labels[rows]
+            images = augment.resize(self.world.share(images), self.resolution(epoch))
+            yield images, self.world.share(self.labels[rows])
 
     def mirrored(self, epoch: int, generator: Generator) -> Tensor:
         """Which images to mirror, bool (N,). Alternating: random in the first epoch, then each changes sides every

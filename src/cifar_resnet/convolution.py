@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 SMALL = 8  # pixels a side
 ROW = 48  # pixels
@@ -26,7 +27,7 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= SMALL
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
-            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))  # type: ignore[no-untyped-call]
+            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))
             return y
         return super().forward(x)
 
@@ -41,14 +42,14 @@ class SideBySide(torch.autograd.Function):
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = context.saved_tensors
         margin = weight.shape[-1] // 2
-        inputs = torch.nn.grad.conv2d_input(x.shape, weight, gradient, padding=margin)
+        inputs = conv2d_input(x.shape, weight, gradient, padding=margin)
         images = images_in_a_row(len(x), x.shape[-1] + margin)
         x, gradient = side_by_side(x, images, margin), side_by_side(gradient, images, margin)
-        return inputs, torch.nn.grad.conv2d_weight(x, weight.shape, gradient, padding=margin)
+        return inputs, conv2d_weight(x, weight.shape, gradient, padding=margin)
 
 
 def side_by_side(x: Tensor, images: int, margin: int) -> Tensor:

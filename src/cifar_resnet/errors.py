@@ -2,8 +2,10 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
 
 class UserError(Exception):
@@ -17,5 +19,18 @@ def run(stage: Callable[[Path], None]) -> None:
         stage(Path.cwd())
     except UserError as error:
         sys.exit(f"{Path(sys.argv[0]).stem}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).stem}: interrupted; nothing was written")
+    except KeyboardInterrupt as interrupt:
+        sys.exit(f"{Path(sys.argv[0]).stem}: interrupted; {interrupt or 'run the same command again'}")
+
+
+@contextmanager
+def wish_to_stop() -> Iterator[Event]:
+    """An event that SIGINT or SIGTERM sets while the block runs, so that it can end where its work is whole."""
+    wish = Event()
+
+    before = {number: signal.signal(number, lambda *_: wish.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

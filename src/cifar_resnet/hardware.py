@@ -39,7 +39,7 @@ def keep_memory() -> None:
     except (OSError, AttributeError):
         return
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)  # never
 
 
 def name(precision: torch.dtype) -> str:

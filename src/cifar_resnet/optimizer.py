@@ -76,6 +76,11 @@ def build(model: nn.Module, params: TrainParams) -> list[torch.optim.Optimizer]:
     return optimizers
 
 
+def filter_learning_rate(optimizers: list[torch.optim.Optimizer]) -> float:
+    """The convolution filters' at present; theirs is the first optimizer's last group."""
+    return float(optimizers[0].param_groups[-1]["lr"])
+
+
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
     for optimizer in optimizers:
         for group in optimizer.param_groups:

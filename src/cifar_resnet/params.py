@@ -87,12 +87,24 @@ class TrainParams(Section):
     translation: Annotated[int, Field(ge=0, le=16)]
     cutout: Annotated[int, Field(ge=0, le=32)]
     precision: Literal["auto", "float32", "bfloat16"]
+    processes: Count
+    shared_normalisation: bool
 
     @model_validator(mode="after")
     def _fits_together(self) -> "TrainParams":
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"processes is {self.processes}: batch_size ({self.batch_size}) must be a multiple, as each takes an "
+                "equal share"
+            )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}: must be below epochs ({self.epochs})")
         return self
+
+
+class CheckpointParams(Section):
+    epochs: Count
+    minutes: Rate
 
 
 class EvaluateParams(Section):
@@ -113,6 +125,7 @@ class Params(Section):
     preprocess: PreprocessParams
     model: ModelParams
     train: TrainParams
+    checkpoint: CheckpointParams
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]
     predict: PredictParams

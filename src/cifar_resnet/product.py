@@ -16,14 +16,15 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 
 
-def card(params: ModelParams, statistics: dict[str, Any], provenance: dict[str, Any]) -> dict[str, Any]:
-    """The content of model.json; `statistics` is what preprocess wrote."""
+def card(params: ModelParams, statistics: dict[str, Any], temperature: float) -> dict[str, Any]:
+    """The content of model.json but for its provenance; `statistics` is what preprocess wrote, `temperature` divides
+    the logits before the softmax."""
     return {
         "architecture": params.model_dump(),
         "normalisation": {"mean": statistics["channel_mean"], "deviation": statistics["channel_deviation"]},
         "classes": statistics["classes"],
         "input": "uint8 RGB (N, 3, 32, 32)",
-        "provenance": provenance,
+        "temperature": temperature,
     }
 
 

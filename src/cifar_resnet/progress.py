@@ -7,8 +7,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
-console = Console(stderr=True, highlight=False)
-
 
 class Bar:
     """One bar; without a terminal it stays silent and `say` prints plain lines."""
@@ -43,5 +41,6 @@ def bar(title: str, total: float) -> Iterator[Bar]:
             "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
         ),
     )
+    console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as progress:
         yield Bar(progress, progress.add_task(title, total=total, note=""))

@@ -1,4 +1,4 @@
-"""What one epoch measured, and the table of all epochs."""
+"""What one step and one epoch measured, and the table of all epochs."""
 
 import csv
 from collections.abc import Iterable
@@ -6,6 +6,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from cifar_resnet.files import whole
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that is done; `epoch` and `step` count from 1, `loss` is that of its batch."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+    def line(self, epochs: int) -> str:
+        """For a person who watches."""
+        return f"epoch {self.epoch}/{epochs}  loss {self.loss:.3f}"
 
 
 @dataclass(frozen=True)

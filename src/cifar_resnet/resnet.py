@@ -82,10 +82,8 @@ def stem(params: ModelParams) -> nn.Sequential:
     if params.stem == "convolution":
         conv = convolution(3, params.stem_channels, 3)
         return nn.Sequential(conv, normalisation(params.stem_channels), activation)
-    whitening = nn.Conv2d(3, params.stem_channels, kernel_size=2)
+    whitening = nn.Conv2d(3, params.stem_channels, kernel_size=2, bias=False)
     whitening.weight.requires_grad_(False)
-    assert whitening.bias is not None
-    nn.init.zeros_(whitening.bias)
     return nn.Sequential(whitening, activation)
 
 

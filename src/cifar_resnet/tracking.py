@@ -1,9 +1,11 @@
 """MLflow as the window on DVC's files: one experiment, one run for each execution of train."""
 
 import os
+import platform
+import sqlite3
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ from mlflow.utils.time import get_current_time_millis
 from cifar_resnet.errors import UserError
 
 EXPERIMENT = "cifar10-resnet"
+PER_EPOCH = "train_loss"
 
 
 class Run:
@@ -27,11 +30,17 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.id = run_id
+        self.steps = {metric.step for metric in client.get_metric_history(run_id, PER_EPOCH)}
 
     def params(self, values: dict[str, Any]) -> None:
         """Log params.yaml's sections flat: {"train": {"epochs": 1}} becomes train.epochs."""
         flat = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
         self.client.log_batch(self.id, params=[Param(key, str(value)) for key, value in flat.items()])
+
+    def epoch(self, values: dict[str, float], epoch: int) -> None:
+        """Log an epoch's metrics, unless the run has them from before an interruption."""
+        if epoch not in self.steps:
+            self.metrics(values, step=epoch)
 
     def metrics(self, values: dict[str, float], step: int = 0) -> None:
         now = get_current_time_millis()
@@ -64,6 +73,8 @@ def connect(root: Path) -> MlflowClient:
         if client.get_experiment_by_name(EXPERIMENT) is None:
             local = urlsplit(uri).scheme == "sqlite"
             _create(client, (home / "mlartifacts").as_uri() if local else None)
+            if local:
+                _let_readers_in(urlsplit(uri).path[1:])
     except Exception as error:
         address = urlsplit(uri)
         shown = address._replace(netloc=address.hostname or "").geturl()
@@ -80,11 +91,25 @@ def _create(client: MlflowClient, artifacts: str | None) -> None:
             raise
 
 
+def _let_readers_in(database: str) -> None:
+    """Write-ahead logging, which the database remembers: a writer no longer locks out `mlflow ui` and other writers."""
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("pragma journal_mode=wal")
+
+
 @contextmanager
-def training_run(root: Path, name: str) -> Iterator[Run]:
-    """A new run that ends FINISHED, KILLED if interrupted, or else FAILED."""
+def training_run(root: Path, name: str, scratch: Path, *, alive: Callable[[Path], bool]) -> Iterator[Run]:
+    """A run that ends FINISHED, KILLED if interrupted, or else FAILED; if one broke off in `scratch`, it goes on.
+
+    Args:
+        scratch: the folder of this training's state; its run carries it as a tag.
+        alive: whether a process works in such a folder. Runs that a kill left RUNNING without one become KILLED.
+    """
     client = connect(root)
-    run = Run(client, _new(client, root, name))
+    place = f"{platform.node()}:{scratch.resolve()}"
+    run_id = _unfinished(client, place, alive) or _new(client, root, name, scratch=place)
+    client.update_run(run_id, status="RUNNING")
+    run = Run(client, run_id)
     try:
         yield run
     except BaseException as error:
@@ -106,10 +131,26 @@ def run_of(root: Path, run_id: str) -> Run:
     return Run(client, run_id)
 
 
-def _new(client: MlflowClient, root: Path, name: str) -> str:
+def _unfinished(client: MlflowClient, place: str, alive: Callable[[Path], bool]) -> str | None:
+    """The last run that broke off at `place`; on the way, stale runs of its siblings are closed."""
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
-    run = client.create_run(experiment.experiment_id, run_name=name, tags=origin(root))
+    siblings = place.rsplit("/", 1)[0]
+    found = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.scratch LIKE '{siblings}/%' AND attributes.status != 'FINISHED'",
+        max_results=1000,
+    )
+    for run in found:
+        if run.info.status == "RUNNING" and not alive(Path(run.data.tags["scratch"].split(":", 1)[1])):
+            client.set_terminated(run.info.run_id, "KILLED")
+    return next((str(run.info.run_id) for run in found if run.data.tags["scratch"] == place), None)
+
+
+def _new(client: MlflowClient, root: Path, name: str, **tags: str) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    run = client.create_run(experiment.experiment_id, run_name=name, tags=origin(root) | tags)
     return str(run.info.run_id)
 
 

@@ -1,7 +1,10 @@
-"""The training loop: a generator of one record per epoch. What becomes of a record is the caller's business."""
+"""The training loop: a generator of a record per step and per epoch. What becomes of them is the caller's business."""
 
+import math
 import time
 from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +13,27 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cifar_resnet import inference, optimizer
 from cifar_resnet.batches import Batches
+from cifar_resnet.distributed import World
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Images
 from cifar_resnet.params import TrainParams
-from cifar_resnet.records import EpochRecord
+from cifar_resnet.records import EpochRecord, StepRecord
 from cifar_resnet.resnet import ResNet
 
 
 class TrainState:
-    """Everything that changes while training: the model, its running average, the optimizers, the epochs done."""
+    """Everything that changes while training: the model, its running average, the optimizers, how far it is.
+
+    `measured` holds (loss, accuracy) of each step of the epoch under way, `seconds` what they took.
+    """
 
     def __init__(self, model: ResNet, params: TrainParams) -> None:
         self.model = model
         self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(params.average_decay), use_buffers=True)
         self.optimizers = optimizer.build(model, params)
         self.epochs_done = 0
+        self.measured: list[tuple[float, float]] = []
+        self.seconds = 0.0
 
     @property
     def product(self) -> ResNet:
@@ -33,53 +42,64 @@ class TrainState:
         assert isinstance(product, ResNet)
         return product
 
+    def state_dict(self) -> dict[str, Any]:
+        """Whatever it takes to go on bit for bit; the order of images and their augmentation follow from the epoch."""
+        return {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "progress": (self.epochs_done, self.measured, self.seconds),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        self.model.load_state_dict(saved["model"])
+        self.average.load_state_dict(saved["average"])
+        for each, values in zip(self.optimizers, saved["optimizers"], strict=True):
+            each.load_state_dict(values)
+        self.epochs_done, self.measured, self.seconds = saved["progress"]
+
 
 def fit(
     state: TrainState, batches: Batches, validation: Images, *, params: TrainParams, precision: torch.dtype
-) -> Iterator[EpochRecord]:
-    """Train from `state.epochs_done` to `params.epochs`; yields after each epoch.
+) -> Iterator[StepRecord | EpochRecord]:
+    """Train from where `state` stands to `params.epochs`; at every yield the state can be saved.
 
     Raises:
         UserError: on a loss that is not finite, naming epoch and step.
     """
-    steps, warmup_steps = params.epochs * len(batches), round(params.warmup_epochs * len(batches))
     for epoch in range(state.epochs_done, params.epochs):
         start = time.perf_counter()
-        losses, hits = [], []
-        factor = 0.0
-        state.model.train()
-        for index, (images, labels) in enumerate(batches.epoch(epoch)):
-            step = epoch * len(batches) + index
-            factor = optimizer.learning_rate_factor(step, steps=steps, warmup_steps=warmup_steps)
-            optimizer.set_learning_rate(state.optimizers, factor)
-            loss, hit = train_step(state, images, labels, params.label_smoothing, precision)
-            if not torch.isfinite(loss):
+        for images, labels in islice(batches.epoch(epoch), len(state.measured), None):
+            set_learning_rate(state, batches, params)
+            loss, accuracy = train_step(state, images, labels, params.label_smoothing, precision, batches.world)
+            state.measured.append((loss, accuracy))
+            state.seconds += time.perf_counter() - start
+            if not math.isfinite(loss):
                 raise UserError(
-                    f"the loss is {loss.item()} in epoch {epoch + 1}, step {index + 1}: lower train.filter_lr, "
+                    f"the loss is {loss} in epoch {epoch + 1}, step {len(state.measured)}: lower train.filter_lr, "
                     "train.bias_lr or train.head_lr, or raise train.warmup_epochs"
                 )
-            losses.append(loss)
-            hits.append(hit)
-        seconds = time.perf_counter() - start
-        state.epochs_done = epoch + 1
-        validation_loss, validation_accuracy = validate(state.product, validation, params.batch_size, precision)
-        yield EpochRecord(
-            epoch=epoch + 1,
-            train_loss=float(torch.stack(losses).mean()),
-            train_accuracy=float(torch.stack(hits).mean()),
-            validation_loss=validation_loss,
-            validation_accuracy=validation_accuracy,
-            learning_rate=factor * params.filter_lr,
-            seconds=seconds,
-            images_per_second=len(batches) * batches.batch_size / seconds,
-        )
+            yield StepRecord(epoch + 1, len(state.measured), len(batches), loss)
+            start = time.perf_counter()
+        yield end_epoch(state, batches, validation, params, precision)
+
+
+def set_learning_rate(state: TrainState, batches: Batches, params: TrainParams) -> None:
+    """For the step that comes next."""
+    factor = optimizer.learning_rate_factor(
+        state.epochs_done * len(batches) + len(state.measured),
+        steps=params.epochs * len(batches),
+        warmup_steps=round(params.warmup_epochs * len(batches)),
+    )
+    optimizer.set_learning_rate(state.optimizers, factor)
 
 
 def train_step(
-    state: TrainState, images: Tensor, labels: Tensor, label_smoothing: float, precision: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """One forward and backward pass and update; returns (loss, accuracy) of the batch, detached."""
+    state: TrainState, images: Tensor, labels: Tensor, label_smoothing: float, precision: torch.dtype, world: World
+) -> tuple[float, float]:
+    """One forward and backward pass and update; returns (loss, accuracy) of the whole batch."""
     device = state.model.mean.device
+    state.model.train()
     images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
     with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
         logits = state.model(images)
@@ -87,10 +107,32 @@ def train_step(
     for each in state.optimizers:
         each.zero_grad()
     loss.backward()
+    measured = torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
+    world.average([measured, *(p.grad for p in state.model.parameters() if p.grad is not None)])
     for each in state.optimizers:
         each.step()
     state.average.update_parameters(state.model)
-    return loss.detach(), (logits.detach().argmax(1) == labels).float().mean()
+    return float(measured[0]), float(measured[1])
+
+
+def end_epoch(
+    state: TrainState, batches: Batches, validation: Images, params: TrainParams, precision: torch.dtype
+) -> EpochRecord:
+    """Validate, and count the epoch as done."""
+    losses, accuracies = (torch.tensor(column) for column in zip(*state.measured, strict=True))
+    validation_loss, validation_accuracy = validate(state.product, validation, params.batch_size, precision)
+    record = EpochRecord(
+        epoch=state.epochs_done + 1,
+        train_loss=float(losses.mean()),
+        train_accuracy=float(accuracies.mean()),
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        learning_rate=optimizer.filter_learning_rate(state.optimizers),
+        seconds=state.seconds,
+        images_per_second=len(batches) * batches.batch_size / state.seconds,
+    )
+    state.epochs_done, state.measured, state.seconds = record.epoch, [], 0.0
+    return record
 
 
 def validate(
