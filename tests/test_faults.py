@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from conftest import ROOT, write_params
@@ -299,3 +300,98 @@ def test_another_seed_starts_afresh(prepared: Path, unbroken: tuple, tmp_path: P
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"]
+
+
+def test_a_killed_worker_ends_the_job_and_the_restart_resumes(prepared: Path, tmp_path: Path) -> None:
+    tried["SIGKILL of one of two workers"] += 1
+    whole = Training(tmp_path / "whole", prepared, train={"processes": 2})
+    whole.finish()
+    training = Training(tmp_path / "p", prepared, train={"processes": 2})
+    process = training.start()
+    wait_for(process, r"epoch 2/")
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(workers.stdout.split()[-1]), signal.SIGKILL)
+    start = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert time.monotonic() - start < 60
+    assert process.returncode == 1
+    assert re.search(r"train: worker \d of 2 was killed by signal 9; run the same command again", said), said
+    assert "going on after epoch" in training.finish()
+    training.check(whole.results())
+    survived["SIGKILL of one of two workers"] += 1
+
+
+def test_terminating_two_workers_saves_and_resumes(prepared: Path, tmp_path: Path) -> None:
+    tried["SIGTERM of two workers"] += 1
+    whole = Training(tmp_path / "whole", prepared, train={"processes": 2})
+    whole.finish()
+    training = Training(tmp_path / "p", prepared, train={"processes": 2})
+    process = training.start()
+    wait_for(process, r"epoch 2/")
+    said = kill(process, signal.SIGTERM)
+    assert process.returncode == 1, said
+    assert "is saved, and the same command goes on from there" in said
+    assert "going on after epoch" in training.finish()
+    training.check(whole.results())
+    survived["SIGTERM of two workers"] += 1
+
+
+class Network:
+    """Two machines, as far as the network is concerned: two namespaces joined by a cable."""
+
+    def __init__(self) -> None:
+        self.addresses = {"one": "10.77.0.1", "two": "10.77.0.2"}
+
+    def __enter__(self) -> Self:
+        commands = ["ip link add one netns one type veth peer name two netns two"]
+        for name, address in self.addresses.items():
+            commands.insert(0, f"ip netns add {name}")
+            commands.append(f"ip -n {name} addr add {address}/24 dev {name}")
+            commands += [f"ip -n {name} link set {device} up" for device in (name, "lo")]
+        for command in commands:
+            if subprocess.run(command.split(), check=False, capture_output=True).returncode:
+                self.__exit__()
+                pytest.skip("this machine lets nobody make network namespaces")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in self.addresses:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+    def torchrun(self, name: str, training: Training) -> "subprocess.Popen[str]":
+        options = (
+            f"--nnodes=2 --nproc-per-node=1 --max-restarts=3 --rdzv-id=cifar --rdzv-backend=c10d "
+            f"--rdzv-endpoint={self.addresses['one']}:29577 --local-addr={self.addresses[name]}"
+        ).split()
+        command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *options]
+        environment = {
+            **os.environ, "PYTHONPATH": str(ROOT / "src"), "DVC_ROOT": str(training.root), "GLOO_SOCKET_IFNAME": name,
+        }  # fmt: skip
+        return subprocess.Popen(
+            [*command, str(ROOT / "stages/train.py")], cwd=training.root, env=environment, stdout=-1,
+            stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True,
+        )  # fmt: skip
+
+
+def test_one_of_two_machines_is_killed_and_comes_back(prepared: Path, tmp_path: Path) -> None:
+    tried["one of two machines killed and restarted"] += 1
+    training = Training(tmp_path / "p", prepared, train={"epochs": 40})
+    with Network() as network:
+        nodes = {name: network.torchrun(name, training) for name in network.addresses}
+        while not list(training.root.glob("data/scratch/*/state.previous")):
+            assert all(node.poll() is None for node in nodes.values())
+            time.sleep(0.01)
+        os.killpg(nodes["two"].pid, signal.SIGKILL)
+        nodes["two"].wait()
+        nodes["two"] = network.torchrun("two", training)
+        said = {name: node.communicate(timeout=240)[0] for name, node in nodes.items()}
+    assert [node.returncode for node in nodes.values()] == [0, 0], said
+    assert "going on after epoch" in "".join(said.values())
+    client = tracking.connect(training.root)
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")]
+    assert steps == list(range(1, 41))
+    survived["one of two machines killed and restarted"] += 1
