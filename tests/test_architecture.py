@@ -21,12 +21,12 @@ LAYERS = [
     {"metrics", "significance", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
     {"optimizer", "batches", "product", "inputs", "inference"},
     {"serving", "training", "champion"},
-    {"registry"},
+    {"registry", "models"},
 ]
 DOORS = {
     "yaml": {"params"},
     "pydantic": {"params"},
-    "mlflow": {"tracking", "registry", "serving", "champion"},
+    "mlflow": {"tracking", "registry", "serving", "champion", "models"},
     "filelock": {"champion"},
     "matplotlib": {"figures"},
     "sklearn": {"split", "metrics"},
