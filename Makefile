@@ -29,13 +29,19 @@ test: .venv/ready ## run every check: format, lint, types, tests
 test-faults: .venv/ready ## kill trainings in every way and compare with an unbroken one, about 5 minutes
 	@pytest -m faults
 
+test-services: .venv/ready ## run the tests with real servers: models over HTTP, MLflow on PostgreSQL, several writers
+	@pytest -m services
+
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
+models: .venv/ready ## list the registered models; `python -m cifar_resnet.models --help` says how to promote and roll back
+	@python -m cifar_resnet.models list
+
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults benchmark ui constraints
+.PHONY: help setup repro test test-faults test-services models benchmark ui constraints

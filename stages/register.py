@@ -1,14 +1,16 @@
 """data/model + data/evaluation -> register -> data/registry: a version in MLflow's registry, and who is champion."""
 
+import csv
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from cifar_resnet import images, params, registry, tracking
+from cifar_resnet import champion, images, params, registry, tracking
 from cifar_resnet.errors import run
 from cifar_resnet.files import digest, read_json, write_json
 from cifar_resnet.product import CARD, WEIGHTS
+from cifar_resnet.significance import Hits
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -20,29 +22,29 @@ def main(root: Path) -> None:
     values = params.load(root / "params.yaml").register_
     card, metrics = read_json(root / MODEL / CARD), read_json(root / EVALUATION / "metrics.json")
     pixels = images.read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
-    test_data = digest(root / PREPARED / "test_images.npy")
     tracked = tracking.run_of(root, card["provenance"]["mlflow_run"])
     tags = tracking.origin(root) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
         "train_data": card["provenance"]["train_data"],
-        "test_data": test_data,
+        "test_data": digest(root / PREPARED / "test_images.npy"),
+        "test_correct": champion.pack(read_hits(root / EVALUATION / "predictions.csv")),
         "model": digest(root / MODEL / WEIGHTS),
     }
     example = registry.example_of(pixels)
-    version = registry.register(tracked, root / MODEL, name=values.model_name, tags=tags, example=example)
-    decision = registry.decide(
-        tracked.client,
-        name=values.model_name,
-        version=version,
-        run_id=tracked.id,
-        accuracy=metrics["accuracy"],
-        test_data=test_data,
-    )
+    with champion.locked(tracked.client, root):
+        version = registry.register(tracked, root / MODEL, name=values.model_name, tags=tags, example=example)
+        decision = champion.decide(tracked.client, version, values)
     write_json(root / REGISTRY / "decision.json", asdict(decision))
     outcome = "is the champion" if decision.champion else "is no champion"
     print(f"register: {values.model_name} version {version} {outcome}: {decision.reason} -> {REGISTRY}/decision.json")
+
+
+def read_hits(path: Path) -> Hits:
+    """Which test images evaluate found to be classified rightly, bool (N,)."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return np.array([row["actual"] == row["predicted"] for row in csv.DictReader(stream)])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ TINY = {
         "average_decay": 0.5,
     },
     "evaluate": {"batch_size": 20},
+    "register": {"min_accuracy": 0.5},
     "predict": {"batch_size": 20},
 }
 

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,26 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from cifar_resnet import registry
+
 SOURCE = ROOT / "src/cifar_resnet"
 LAYERS = [
     {"errors"},
     {"files", "progress", "checkpoint", "distributed", "convolution"},
     {"params", "images", "records", "hardware"},
-    {"metrics", "calibration", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
+    {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
     {"optimizer", "batches", "product", "inputs", "inference"},
-    {"serving", "training"},
-    {"registry", "recovery"},
+    {"serving", "training", "champion"},
+    {"registry", "recovery", "models"},
 ]
 DOORS = {
     "yaml": {"params"},
     "pydantic": {"params"},
-    "mlflow": {"tracking", "registry", "serving"},
+    "mlflow": {"tracking", "registry", "serving", "champion", "models"},
+    "filelock": {"champion"},
     "matplotlib": {"figures"},
     "sklearn": {"split", "metrics"},
-    "scipy": {"metrics", "calibration"},
+    "scipy": {"metrics", "calibration", "significance"},
     "safetensors": {"product"},
     "rich": {"progress"},
     "torch.distributed": {"distributed"},
@@ -88,6 +92,14 @@ def test_every_outside_library_has_its_doors() -> None:
     for path in (*SOURCE.glob("*.py"), *(ROOT / "stages").glob("*.py")):
         for name in imported(path):
             assert path.stem in DOORS.get(name.split(".")[0], {path.stem}), f"{path.name} imports {name}"
+
+
+def test_the_registered_model_asks_for_the_packages_that_its_code_imports() -> None:
+    packages = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
+    paths = [SOURCE / f"{module}.py" for module in {"serving"} | reached(SOURCE / "serving.py")]
+    used = {name.split(".")[0] for path in paths for name in imported(path)}
+    outside = used - sys.stdlib_module_names - {"cifar_resnet"}
+    assert set(registry.NEEDED) == {packages.get(name, name) for name in outside}
 
 
 def test_stages_do_not_import_each_other() -> None:

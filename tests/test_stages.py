@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, stage, tiny_images, write_params, write_raw
 
-from cifar_resnet import cifar10, params, records, tracking
+from cifar_resnet import champion, cifar10, params, records, tracking
 from cifar_resnet.errors import UserError
 
 
@@ -113,6 +113,16 @@ def test_registering_the_same_model_again_adds_no_version(project: Path) -> None
     decision = json.loads((project / "data/registry/decision.json").read_text())
     assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "it was so before")
     assert len(tracking.connect(project).search_model_versions("name='cifar10-resnet'")) == 1
+
+
+def test_a_version_registered_before_evidence_was_kept_gets_it(project: Path) -> None:
+    client = tracking.connect(project)
+    evidence = client.get_model_version("cifar10-resnet", "1").tags["test_correct"]
+    client.delete_model_version_tag("cifar10-resnet", "1", "test_correct")
+    stage("register").main(project)
+    assert client.get_model_version("cifar10-resnet", "1").tags["test_correct"] == evidence
+    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    assert champion.unpack(evidence).mean() == metrics["accuracy"]
 
 
 def test_predict_writes_a_row_for_every_image(project: Path) -> None:

@@ -113,6 +113,10 @@ class EvaluateParams(Section):
 
 class RegisterParams(Section):
     model_name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    min_accuracy: Share
+    max_parameters: Count
+    min_gain: Share
+    significance: Annotated[float, Field(gt=0, le=1)]
 
 
 class PredictParams(Section):

@@ -1,6 +1,6 @@
-"""The champion: register a version, and let it take the alias if it beats the present one on the same test data."""
+"""Versions of the model in MLflow's registry: each with the code, weights and packages that it needs to answer."""
 
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -9,35 +9,23 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from cifar_resnet import serving
 from cifar_resnet.images import Pixels
 from cifar_resnet.product import CARD, WEIGHTS
 from cifar_resnet.tracking import Run
 
-CHAMPION = "champion"
 NEEDED = (
-    *("torch", "torchvision", "mlflow", "numpy", "safetensors", "scikit-learn"),
+    *("torch", "mlflow", "numpy", "scipy", "scikit-learn", "safetensors"),
     *("pydantic", "pyyaml", "pillow", "rich"),
 )
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What became of a version, and why."""
-
-    model_name: str
-    version: int
-    run_id: str
-    champion: bool
-    reason: str
-    accuracy: float
-    previous_champion: int | None
-    previous_accuracy: float | None
+SAME = ("model", "test_data")
 
 
 def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
-    """Log the model to its run and register it; returns the version. A model that is registered already keeps its own.
+    """Log the model to its run and register it; returns the version. A model that is registered already keeps its own,
+    and gets the tags that it lacks.
 
     Args:
         run: the run that trained the model.
@@ -45,9 +33,23 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
         tags: put on the version; "model" is the hash of the weights, "test_data" of what they were measured on.
         example: uint8 (N, 32, 32, 3), stored as the input example.
     """
-    for version in run.client.search_model_versions(f"name = '{name}'"):
-        if all(version.tags.get(key) == tags[key] for key in ("model", "test_data")):
-            return int(version.version)
+    values = {key: str(value) for key, value in tags.items()}
+    present = versions(run.client, name, values)
+    if present:
+        for key in values.keys() - present[0].tags.keys():
+            run.client.set_model_version_tag(name, present[0].version, key, values[key])
+        return int(present[0].version)
+    info = log(run, folder, example)
+    with suppress(MlflowException):  # it is there, or what follows says why it cannot be
+        run.client.create_registered_model(name)
+    created = run.client.create_model_version(
+        name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
+    )
+    return keep_one(run.client, name, values, created)
+
+
+def log(run: Run, folder: Path, example: Pixels) -> Any:
+    """Store the model with its run, as code over a safetensors file."""
     source, before = Path(serving.__file__), run.client.get_run(run.id).info
     with mlflow.start_run(run_id=run.id):
         info = mlflow.pyfunc.log_model(
@@ -60,51 +62,22 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
             pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
         )
     run.client.set_terminated(run.id, before.status, before.end_time)  # the training ended then, not now
-    if not run.client.search_registered_models(f"name = '{name}'"):
-        run.client.create_registered_model(name)
-    values = {key: str(value) for key, value in tags.items()}
-    created = run.client.create_model_version(
-        name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
-    )
-    return int(created.version)
+    return info
 
 
-def decide(client: MlflowClient, *, name: str, version: int, run_id: str, accuracy: float, test_data: str) -> Decision:
-    """Give `version` the alias champion if there is none yet or if it is more accurate on the same test data."""
-    present = champion(client, name)
-    wins, reason = compare(present, version, accuracy, test_data)
-    if wins:
-        client.set_registered_model_alias(name, CHAMPION, str(version))
-    for key, value in (("decision_champion", wins), ("decision_reason", reason)):
-        client.set_model_version_tag(name, str(version), key, str(value))
-    return Decision(
-        model_name=name,
-        version=version,
-        run_id=run_id,
-        champion=wins,
-        reason=reason,
-        accuracy=accuracy,
-        previous_champion=int(present.version) if present else None,
-        previous_accuracy=float(present.tags["accuracy"]) if present else None,
-    )
+def versions(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
+    """The versions of the same weights and test data, the oldest first."""
+    found = client.search_model_versions(f"name = '{name}'")
+    same = [each for each in found if all(each.tags.get(key) == tags[key] for key in SAME)]
+    return sorted(same, key=lambda each: int(each.version))
 
 
-def compare(present: ModelVersion | None, version: int, accuracy: float, test_data: str) -> tuple[bool, str]:
-    """(whether `version` is to be champion, why)."""
-    if present is None:
-        return True, "there was no champion"
-    if int(present.version) == version:
-        return True, "it was so before"
-    if present.tags["test_data"] != test_data:
-        return False, f"version {present.version} stays: it was measured on other test data"
-    best = float(present.tags["accuracy"])
-    relation = "above" if accuracy > best else "not above"
-    return accuracy > best, f"accuracy {accuracy:.4f} is {relation} version {present.version}'s {best:.4f}"
-
-
-def champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    version = client.get_registered_model(name).aliases.get(CHAMPION)
-    return None if version is None else client.get_model_version(name, str(version))
+def keep_one(client: MlflowClient, name: str, tags: dict[str, str], created: ModelVersion) -> int:
+    """The oldest version of this model: on a server, another machine may have registered it at the same time."""
+    oldest = int(versions(client, name, tags)[0].version)
+    if oldest != int(created.version):
+        client.delete_model_version(name, created.version)
+    return oldest
 
 
 def example_of(pixels: Pixels) -> Pixels:

@@ -1,0 +1,289 @@
+"""The model and the tracking behind real servers: HTTP, PostgreSQL, several writers; run by `make test-services`."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import ROOT, stage, write_params
+from PIL import Image
+from test_stages import rows
+
+from cifar_resnet import champion, inputs, tracking
+
+pytestmark = pytest.mark.services
+START_SECONDS = 180  # a server that imports torch on a busy machine
+NAME = "cifar10-resnet"
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+@contextmanager
+def running(command: list[str | Path], log: Path, ready: list[str | Path] | str, **how: Any) -> Iterator[None]:
+    """A server in its own process group, once the address or command `ready` answers; ended afterwards."""
+    with log.open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True, **how)
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not answers(ready):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.5)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def answers(ready: list[str | Path] | str) -> bool:
+    if not isinstance(ready, str):
+        return subprocess.run(ready, capture_output=True, check=False).returncode == 0
+    try:
+        with urllib.request.urlopen(ready, timeout=5) as reply:
+            return bool(reply.status == 200)
+    except OSError:
+        return False
+
+
+def program(name: str) -> Path:
+    return Path(sys.executable).with_name(name)
+
+
+def post(address: str, body: bytes, kind: str = "application/json") -> tuple[int, str]:
+    """(status, text) of the answer."""
+    request = urllib.request.Request(f"{address}/invocations", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def ask(address: str, value: object) -> tuple[int, str]:
+    return post(address, json.dumps({"inputs": value}).encode())
+
+
+def png(pixels: np.ndarray, size: tuple[int, int]) -> bytes:  # type: ignore[type-arg]
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize(size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def served(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `mlflow models serve` for the champion of the tiny project, with pickle forbidden."""
+    folder, port = tmp_path_factory.mktemp("served"), free_port()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    }
+    command = [program("mlflow"), "models", "serve", "--model-uri", f"models:/{NAME}@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    address = f"http://127.0.0.1:{port}"
+    with running(command, folder / "log", f"{address}/ping", cwd=folder, env=environment):
+        yield address
+
+
+def test_raw_images_over_http_get_the_answers_of_predict(project: Path, served: str) -> None:
+    pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False)
+    status, text = ask(served, pixels.transpose(0, 2, 3, 1).tolist())
+    assert status == 200, text
+    found, expected = json.loads(text)["predictions"], rows(project / "data/predictions/predictions.csv")
+    assert len(found) == len(expected) == 40
+    for answer, row in zip(found, expected, strict=True):
+        assert (str(answer["label"]), answer["class_name"]) == (row["label"], row["class_name"])
+        assert len(answer["probabilities"]) == 10
+        assert max(answer["probabilities"]) == pytest.approx(float(row["confidence"]), abs=1e-3)  # other batches
+
+
+def test_a_photograph_over_http_gets_the_answer_of_its_small_copy(project: Path, served: str, tmp_path: Path) -> None:
+    pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False)[3].transpose(1, 2, 0)
+    (tmp_path / "photo.png").write_bytes(png(pixels, (640, 480)))
+    small = inputs.read_image(tmp_path / "photo.png").transpose(1, 2, 0)
+    photograph = base64.b64encode((tmp_path / "photo.png").read_bytes()).decode()
+    (status, text), (_, expected) = ask(served, [photograph]), ask(served, [small.tolist()])
+    assert status == 200, text
+    assert json.loads(text) == json.loads(expected)
+
+
+def test_what_cannot_be_used_is_refused_with_the_reason_and_the_server_lives_on(served: str) -> None:
+    good = np.zeros((1, 32, 32, 3), dtype=int)
+    broken = base64.b64encode(png(np.zeros((32, 32, 3), np.uint8), (64, 64))[:60]).decode()
+    for value, reason in (
+        ([], "an input of type <class 'list'> was found"),
+        (7, "shape () found"),
+        ("text", "shape () found"),
+        ({"image": 1}, "an input of type <class 'dict'> was found"),
+        ([{"image": 1}], "an input of type <class 'list'> was found"),
+        (None, "an input of type <class 'NoneType'> was found"),
+        (np.zeros((1, 3, 32, 32)).tolist(), "shape (1, 3, 32, 32) found"),
+        ((good + 0.5).tolist(), "float64 found"),
+        ((good - 1).tolist(), "numbers from -1 to -1 found"),
+        ([broken], "image 0: not a readable image"),
+        (["%%%"], "image 0: not base64"),
+        (["A" * 20_000_001], "20,000,001 characters found, 20,000,000 allowed"),
+        (["A"] * 2001, "2,001 images found, 2,000 in a request allowed"),
+    ):
+        status, text = ask(served, value)
+        assert 400 <= status < 500, f"{value!r:.60}: {status} {text[:500]}"
+        assert reason in json.loads(text)["message"], text[:500]
+    for body, kind, status in (
+        (b"", "application/json", 400),
+        (b'{"inputs": 1, "instances": 2}', "application/json", 400),
+        (b'{"dataframe_records": [{"image": "x"}]}', "application/json", 400),
+        (b'{"dataframe_split": {"data": [[1]]}}', "application/json", 400),
+        (b"[1]", "application/json", 400),
+        (b"{", "application/json", 400),
+        (b"\xff", "application/json", 400),
+        (b"", "application/json", 400),
+        (b"[1]", "application/json", 400),
+        (b'{"other": 1}', "application/json", 400),
+        (b'{"dataframe_records": [{"image": "x"}]}', "application/json", 400),
+        (b"a,b\n1,2\n", "text/csv", 400),
+        (b"x", "image/png", 415),
+    ):
+        assert post(served, body, kind)[0] == status, body
+    assert ask(served, good.tolist())[0] == 200
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[str]:
+    """The address of a PostgreSQL of our own in a temporary folder, trusting whoever reaches 127.0.0.1."""
+    initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if initdb is None:
+        pytest.fail("no PostgreSQL found: apt-get install postgresql")
+    binaries, port = Path(initdb).resolve().parent, free_port()
+    how = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.getuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if how:  # PostgreSQL refuses to run as root
+            shutil.chown(folder, "nobody", "nogroup")
+        options = ["--auth=trust", "--username=mlflow", "--encoding=UTF8", "--no-sync"]
+        subprocess.run([initdb, "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder, **how)
+        command = [binaries / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
+        ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+        with running(command, folder / "log", ready, cwd=folder, **how):
+            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+
+
+@pytest.fixture(scope="module")
+def server(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `mlflow server` on PostgreSQL, with a folder for artifacts."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", postgresql, "--artifacts-destination", (folder / "artifacts").as_uri()]
+    address = f"http://127.0.0.1:{port}"
+    with running(command, folder / "log", f"{address}/health", cwd=folder):
+        yield address
+
+
+def test_stages_against_a_shared_server(
+    project: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    decisions = []
+    for seed in (0, 1):
+        root = tmp_path / str(seed)
+        (root / "data").mkdir(parents=True)
+        (root / "data/prepared").symlink_to(project / "data/prepared")
+        write_params(root, train={"seed": seed})
+        for name in ("train", "evaluate", "register"):
+            stage(name).main(root)
+        decisions.append(json.loads((root / "data/registry/decision.json").read_text()))
+        assert not (root / "mlflow.db").exists()
+    assert [decision["version"] for decision in decisions] == [1, 2]
+    assert decisions[0]["champion"]
+    assert decisions[1]["comparison"]["images"] == 40
+
+    client = tracking.connect(tmp_path)
+    run = client.get_run(decisions[0]["run_id"])
+    metrics = json.loads((tmp_path / "0/data/evaluation/metrics.json").read_text())
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
+    assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 3
+    assert "history.csv" in {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    model = mlflow.pyfunc.load_model(f"models:/{NAME}@champion")
+    pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False).transpose(0, 2, 3, 1)
+    right = [row["actual"] for row in rows(tmp_path / "0/data/evaluation/predictions.csv")]
+    found = [answer["class_name"] for answer in model.predict(pixels)]
+    assert np.mean([one == other for one, other in zip(found, right, strict=True)]) > 0.5
+
+
+def test_registrations_at_once_give_one_version_and_one_answer(project: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "DVC_ROOT": str(tmp_path)}
+    tracking.connect(tmp_path)
+    roots = [tmp_path / str(number) for number in range(3)]
+    for root in roots:
+        (root / "data").mkdir(parents=True)
+        for name in ("prepared", "model", "evaluation"):
+            (root / "data" / name).symlink_to(project / "data" / name)
+        write_params(root)
+    command = [sys.executable, ROOT / "stages/register.py"]
+    writers = [subprocess.Popen(command, cwd=root, env=environment, stderr=subprocess.PIPE) for root in roots]
+    said = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 3, said
+    decisions = [json.loads((root / "data/registry/decision.json").read_text()) for root in roots]
+    assert {(decision["version"], decision["champion"]) for decision in decisions} == {(1, True)}
+    client = tracking.connect(tmp_path)
+    assert len(client.search_model_versions(f"name='{NAME}'")) == 1
+    assert [change.after for change in champion.history(client, NAME)] == [1]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from cifar_resnet import tracking
+
+with tracking.training_run(Path(sys.argv[1]), sys.argv[2]) as run:
+    for epoch in range(50):
+        run.metrics({"train_loss": epoch / 7, "train_accuracy": epoch / 50, "validation_loss": 0.5}, step=epoch)
+print(run.id)
+"""
+
+
+def test_four_writers_in_one_sqlite_database_lose_no_metric(tmp_path: Path) -> None:
+    tracking.connect(tmp_path)
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path, str(number)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    said = [writer.communicate() for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * 4, said
+    assert not any("locked" in error for _, error in said)
+    client = tracking.connect(tmp_path)
+    for out, _ in said:
+        for name in ("train_loss", "train_accuracy", "validation_loss"):
+            history = client.get_metric_history(out.split()[-1], name)
+            assert sorted(metric.step for metric in history) == list(range(50))

@@ -1,0 +1,95 @@
+import base64
+import io
+import json
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from conftest import tiny_images
+from PIL import Image
+
+from cifar_resnet import inputs, serving, tracking
+
+PIXELS = tiny_images(1, seed=0).pixels
+RAW = np.ascontiguousarray(PIXELS.transpose(0, 2, 3, 1))
+
+
+def photograph(kind: str = "PNG", size: tuple[int, int] = (90, 60)) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(RAW[0]).resize(size).save(stream, kind)
+    return stream.getvalue()
+
+
+def text(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def objects(value: object) -> np.ndarray:  # type: ignore[type-arg]
+    """As MLflow reads the JSON of a request."""
+    return np.array(value, dtype=object)
+
+
+def test_raw_images_keep_every_pixel() -> None:
+    for given in (RAW, objects(RAW.tolist())):
+        assert np.array_equal(serving.pixels_of(given), PIXELS)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_photograph_is_made_small_as_predict_does(tmp_path: Path, kind: str) -> None:
+    content = photograph(kind)
+    (tmp_path / "photo").write_bytes(content)
+    assert np.array_equal(serving.pixels_of(objects([text(content)]))[0], inputs.read_image(tmp_path / "photo"))
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], r"shape \(0,\) found; integers 0 to 255 of shape \(N, 32, 32, 3\), or N texts"),
+        (PIXELS.tolist(), r"shape \(10, 3, 32, 32\) found"),
+        (RAW[0].tolist(), r"shape \(32, 32, 3\) found"),
+        ([RAW[0].tolist(), "text"], r"shape \(2,\) found"),
+        (7, r"shape \(\) found"),
+        ((RAW[:1] / 255).tolist(), "float64 found; integers"),
+        ((RAW[:1].astype(int) + 200).tolist(), r"numbers from \d+ to \d+ found; integers"),
+        ((RAW[:1] > 9).tolist(), "bool found"),
+        ([[[["a"] * 3] * 32] * 32], "<U1 found"),
+        ([[[[10**30] * 3] * 32] * 32], "object found"),
+        (["not base64!"], "image 0: not base64"),
+        (["ä"], "image 0: not base64"),
+        ([text(photograph()), text(b"GIF89a")], "image 1: neither PNG nor JPEG"),
+        ([text(photograph()[:99])], r"^image 0: not a readable image"),
+        (["A" * 20_000_001], "image 0: 20,000,001 characters found, 20,000,000 allowed"),
+        (["A"] * 2001, "2,001 images found, 2,000 in a request allowed"),
+    ],
+)
+def test_all_else_is_refused_with_what_was_found(given: object, reason: str) -> None:
+    with pytest.raises(serving.Refused, match=reason) as caught:
+        serving.pixels_of(objects(given))
+    caught.value.message = f"Failed to predict data '{given}'"  # as MLflow does
+    assert len(caught.value.serialize_as_json()) < 300
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_the_cards_temperature_divides_the_logits(project: Path) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{version(project)}").unwrap_python_model()
+    one = model.predict(None, RAW)
+    model.card["temperature"] = 2.0
+    two = model.predict(None, RAW)
+    for first, second in zip(one, two, strict=True):
+        assert first["label"] == second["label"]
+        logits = np.log(first["probabilities"]) / 2
+        assert second["probabilities"] == pytest.approx(np.exp(logits) / np.exp(logits).sum())
+        assert sum(second["probabilities"]) == pytest.approx(1)
+
+
+def version(project: Path) -> str:
+    tracking.connect(project)
+    return f"cifar10-resnet/{json.loads((project / 'data/registry/decision.json').read_text())['version']}"
+
+
+def test_the_example_stored_with_the_model_is_answered(project: Path) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{version(project)}")
+    assert model.input_example.shape == (1, 32, 32, 3)
+    [answer] = model.predict(model.input_example)
+    assert set(answer) == {"label", "class_name", "probabilities"}
