@@ -17,8 +17,9 @@ LAYERS = [
     {"params", "images", "records", "hardware"},
     {"metrics", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
     {"optimizer", "batches", "product", "inputs", "inference"},
-    {"serving", "training"},
+    {"serving", "training", "predictions"},
     {"registry"},
+    {"__main__"},
 ]
 DOORS = {
     "yaml": {"params"},

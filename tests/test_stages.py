@@ -13,6 +13,7 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import ROOT, stage, tiny_images, write_params, write_raw
+from PIL import Image
 
 from cifar_resnet import cifar10, params, records, tracking
 from cifar_resnet.errors import UserError
@@ -130,6 +131,21 @@ def test_predict_takes_another_input(project: Path, tmp_path: Path) -> None:
     write_params(tmp_path, predict={"input": "mine.npz"})
     stage("predict").main(tmp_path)
     assert len(rows(tmp_path / "data/predictions/predictions.csv")) == 10
+
+
+def test_predict_fails_on_a_bad_image_only_if_strict(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/model").symlink_to(project / "data/model")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 50)).save(tmp_path / "photos/good.png")
+    (tmp_path / "photos/bad.png").write_bytes(b"no picture")
+    write_params(tmp_path, predict={"input": "photos"})
+    with pytest.raises(UserError, match=r"photos/bad.png: not readable"):
+        stage("predict").main(tmp_path)
+    assert not list((tmp_path / "data/predictions").iterdir())
+    write_params(tmp_path, predict={"input": "photos", "strict": False})
+    stage("predict").main(tmp_path)
+    assert [row["file"] for row in rows(tmp_path / "data/predictions/predictions.csv")] == ["photos/good.png"]
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -23,10 +23,11 @@ Floats = NDArray[np.floating[Any]]
 COVERAGES = (50, 80, 90, 95)
 
 
-def softmax(logits: Floats) -> NDArray[np.float64]:
-    """(N, C) logits to probabilities in float64."""
+def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
+    """(N, C) logits to probabilities in float64; a temperature above 1 makes them less confident (Guo et al., 2017,
+    section 4.2)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    powers = np.exp(shifted)
+    powers = np.exp(shifted / temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 

@@ -106,6 +106,7 @@ class RegisterParams(Section):
 class PredictParams(Section):
     input: Annotated[str, Field(min_length=1)]
     batch_size: BatchSize
+    strict: bool
 
 
 class Params(Section):
