@@ -15,8 +15,8 @@ LAYERS = [
     {"errors"},
     {"files", "progress"},
     {"params", "images", "records", "hardware"},
-    {"metrics", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
-    {"optimizer", "batches", "product", "inputs", "inference"},
+    {"metrics", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking", "corruptions"},
+    {"optimizer", "batches", "product", "inputs", "inference", "evaluation"},
     {"serving", "training", "predictions"},
     {"registry"},
     {"__main__"},
@@ -30,7 +30,7 @@ DOORS = {
     "scipy": {"metrics"},
     "safetensors": {"product"},
     "rich": {"progress"},
-    "PIL": {"cifar10", "inputs"},
+    "PIL": {"cifar10", "inputs", "corruptions"},
 }
 # They cannot change an output: messages, bars, MLflow's view, and the check of values that DVC itself tracks.
 WITHOUT_EFFECT = {"errors", "progress", "tracking", "params"}

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert metrics["parameters"] > 1000
     assert {"accuracy_tta", "log_loss", "multiply_adds", "images_per_second"} <= set(metrics)
     assert {"precision", "recall", "f1"} <= set(metrics["per_class"]["ship"])
+    assert 0.1 < metrics["mean_corruption_accuracy"] <= metrics["corruption_baseline_accuracy"] == metrics["accuracy"]
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
     assert metrics["model_bytes"] == (project / "data/model/model.safetensors").stat().st_size
     table = rows(evaluation / "predictions.csv")
@@ -89,6 +91,24 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert client.get_run(run_id).data.metrics["test_accuracy"] == metrics["accuracy"]
     pictures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
     assert pictures == {path.name for path in evaluation.glob("*.png")} != set()
+
+
+def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_only_if_asked(
+    project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    shutil.copytree(project / "data/model", tmp_path / "data/model")
+    card = tmp_path / "data/model/model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"temperature": 2.0}))
+    write_params(tmp_path, evaluate={"corruptions": False})
+    stage("evaluate").main(tmp_path)
+    before, found = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
+    for name in ("log_loss", "expected_calibration_error"):
+        assert before[name] == before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name]
+    assert found["accuracy"] == before["accuracy"]
+    assert "mean_corruption_accuracy" not in found
+    assert (tmp_path / "data/evaluation/corruptions.png").stat().st_size > 1000
 
 
 def test_register_makes_the_first_version_champion_and_it_answers_from_raw_images(project: Path) -> None:

@@ -97,6 +97,7 @@ class TrainParams(Section):
 
 class EvaluateParams(Section):
     batch_size: BatchSize
+    corruptions: bool
 
 
 class RegisterParams(Section):
