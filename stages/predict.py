@@ -20,7 +20,7 @@ def main(root: Path) -> None:
     with whole(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         predictions.write_csv(stream, found)
     write_submission(root / PREDICTIONS / "submission.csv", table)
-    left_out = f", {tally.skipped:,} inputs left out" if tally.skipped else ""
+    left_out = f", {tally.skipped:,} left out" if tally.skipped else ""
     print(f"predict: {tally.predicted:,} images from {values.input}{left_out} -> {PREDICTIONS}/predictions.csv, "
           "submission.csv")  # fmt: skip
 

@@ -16,7 +16,7 @@ LAYERS = [
     {"files", "progress"},
     {"params", "images", "records", "hardware"},
     {"metrics", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking", "corruptions"},
-    {"optimizer", "batches", "product", "inputs", "inference", "evaluation"},
+    {"optimizer", "batches", "product", "inputs", "inference", "evaluation", "comparison"},
     {"serving", "training", "predictions"},
     {"registry"},
     {"__main__"},
@@ -29,6 +29,7 @@ DOORS = {
     "sklearn": {"split", "metrics"},
     "scipy": {"metrics"},
     "safetensors": {"product"},
+    "dvc": {"comparison"},
     "rich": {"progress"},
     "PIL": {"cifar10", "inputs", "corruptions"},
 }

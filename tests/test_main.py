@@ -106,7 +106,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_predicted(
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
     assert printed.err.splitlines()[0] == "left out: bad.png: not readable: cannot identify image file"
-    assert "2 images, 1 inputs left out" in printed.err
+    assert "2 images, 1 left out" in printed.err
     with pytest.raises(UserError, match=r"bad.png: not readable"):
         run(monkeypatch, photos, "predict", ".", *model, "--strict", "--output", photos / "out.csv")
     assert not (photos / "out.csv").exists()

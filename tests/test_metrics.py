@@ -28,6 +28,28 @@ def test_wilsons_interval_is_the_textbooks() -> None:
     assert metrics.interval(0, 0) == [0.0, 1.0]
 
 
+def test_mcnemar_is_worked_out_by_hand() -> None:
+    # ten images: 3 both right, 1 only the first, 4 only the second, 2 neither
+    first = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0], dtype=bool)
+    second = np.array([1, 1, 1, 0, 1, 1, 1, 1, 0, 0], dtype=bool)
+    found = metrics.mcnemar(first, second)
+    assert found[:4] == (3, 1, 4, 2)
+    assert found.difference == pytest.approx(0.3)
+    assert found.p_value == pytest.approx(2 * (1 + 5) / 2**5)  # at most 1 of 5 fair coins, both ways
+    # (4 + 1) / 12 - (1 + 1) / 12 = 1/4, and its variance is (7/12 - 1/16) / 12 = (5/24) ** 2
+    assert found.interval == pytest.approx((0.25 - 1.959964 * 5 / 24, 0.25 + 1.959964 * 5 / 24), abs=1e-6)
+    turned = metrics.mcnemar(second, first)
+    assert (turned.difference, turned.p_value) == (-found.difference, found.p_value)
+    assert turned.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+
+
+def test_classifiers_that_never_disagree_do_not_differ() -> None:
+    right = np.array([True] * 98 + [False] * 2)
+    found = metrics.mcnemar(right, right)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert found.interval[0] < 0 < found.interval[1]
+
+
 def test_class_scores_are_those_counted_by_hand() -> None:
     scores = metrics.per_class(LABELS, PROBABILITIES.argmax(1), CLASSES)
     low, high = metrics.interval(1, 2)

@@ -1,4 +1,4 @@
-"""The commands for people: python -m cifar_resnet predict photo.jpg"""
+"""The commands for people: python -m cifar_resnet predict photo.jpg, python -m cifar_resnet compare HEAD workspace"""
 
 import os
 import sys
@@ -37,6 +37,7 @@ def parser() -> ArgumentParser:
         "predict", help="the classes of your images", epilog=f"{inputs.__doc__}\n{EXIT_CODES}",
         formatter_class=RawDescriptionHelpFormatter,
     ))  # fmt: skip
+    add_compare(commands.add_parser("compare", help="whether the network of one experiment is better than another's"))
     return found
 
 
@@ -50,6 +51,15 @@ def add_predict(command: ArgumentParser) -> None:
     command.add_argument("--output", type=Path, metavar="FILE", help="write there, whole or not at all, not to stdout")
     command.add_argument("--strict", action="store_true", help="an image that cannot be read is an error")
     command.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s images")
+
+
+def add_compare(command: ArgumentParser) -> None:
+    command.set_defaults(command=compare)
+    allowed = "a Git revision, a DVC experiment's name, or workspace"
+    command.add_argument("first", nargs="?", default="HEAD", help=f"{allowed} (default: %(default)s)")
+    command.add_argument("second", nargs="?", default="workspace", help="likewise (default: %(default)s)")
+    command.add_argument("--output", type=Path, default=Path("data/scratch/comparison.png"), metavar="FILE",
+                         help="picture of the images that only one has right (default: %(default)s)")  # fmt: skip
 
 
 def count(text: str) -> int:
@@ -72,9 +82,20 @@ def predict(root: Path, arguments: Namespace) -> int:
         else:
             with whole(arguments.output) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
                 write(stream, found)
-    left_out = f", {tally.skipped:,} inputs left out" if tally.skipped else ""
+    left_out = f", {tally.skipped:,} left out" if tally.skipped else ""
     print(f"predict: {tally.predicted:,} images{left_out}, by {model}", file=sys.stderr)
     return SOME_LEFT_OUT if tally.skipped else 0
+
+
+def compare(root: Path, arguments: Namespace) -> int:
+    from cifar_resnet import comparison  # DVC and matplotlib take seconds to import, and predict needs neither
+
+    first, second = (comparison.read(root, revision) for revision in (arguments.first, arguments.second))
+    print(comparison.report(first, second))
+    with whole(arguments.output) as temporary:
+        comparison.picture(first, second, root).savefig(temporary, dpi=110, format="png")
+    print(f"the images that only one has right, the most confident mistakes first -> {arguments.output}")
+    return 0
 
 
 def find_model(root: Path, wanted: str | None, scratch: Path) -> tuple[Path, str]:
