@@ -29,8 +29,8 @@ test: .venv/ready ## run every check: format, lint, types, tests
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
-A ?= HEAD
-B ?= workspace
+A := HEAD
+B := workspace
 compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
 	@python -m cifar_resnet compare '$(A)' '$(B)'
 

@@ -46,7 +46,10 @@ def main(root: Path) -> None:
     low, high = found["accuracy_interval"]
     print(f"evaluate: test accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
           f"{found['accuracy_tta']:.2%} with test-time augmentation")  # fmt: skip
-    print(f"evaluate: log-loss {found['log_loss']:.3f}, {found['images_per_second']:,.0f} images/s -> {EVALUATION}")
+    bears = f"{found['mean_corruption_accuracy']:.1%} under corruption, " if values.corruptions else ""
+    print(
+        f"evaluate: {bears}log-loss {found['log_loss']:.3f}, {found['images_per_second']:,.0f} images/s -> {EVALUATION}"
+    )
 
 
 if __name__ == "__main__":

@@ -97,6 +97,16 @@ def test_transparency_shows_white(tmp_path: Path) -> None:
     assert read(tmp_path, "a.png")[0].min() == 255
 
 
+def test_half_transparent_parts_are_mixed_with_white_and_hidden_colours_do_not_bleed(tmp_path: Path) -> None:
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[:, :32] = (255, 0, 0, 0)  # red that nobody sees
+    picture[:, 32:] = (0, 0, 0, 102)  # black at two fifths
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    pixels = read(tmp_path, "a.png")[0][0]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert pixels[:, :, 31].tolist() == [[153] * 32] * 3
+
+
 def test_exif_rotation_is_undone(tmp_path: Path) -> None:
     picture = Image.fromarray(
         np.repeat(np.array([[[255, 0, 0]], [[0, 0, 255]]], np.uint8), 64, axis=1).repeat(32, axis=0)

@@ -114,6 +114,15 @@ def test_what_cannot_be_read_is_told_and_the_rest_predicted(
         run(monkeypatch, photos, "predict", "bad.png", *model)
 
 
+def test_an_output_that_cannot_be_written_is_named(
+    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("predict", photos, "--model", project / "data/model", "--output", photos)
+    with pytest.raises(UserError, match=r"photos: cannot be used \(Is a directory\)"):
+        run(monkeypatch, project, *arguments)
+    assert len(list(photos.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     "arguments", [[], ["predict"], ["predict", "a", "--top", "0"], ["predict", "a", "--format", "x"]]
 )

@@ -27,6 +27,8 @@ def main(root: Path) -> int:
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        raise UserError(f"{error.filename2 or error.filename}: cannot be used ({error.strerror})") from None
     return code
 
 

@@ -110,8 +110,12 @@ def picture(first: Side, second: Side, root: Path) -> Any:
     if not len(rows):
         return figures.notice(f"{first.revision} and {second.revision} have the same images right")
     classes, pixels = first.classes, array(root, first.revision, IMAGES)[rows]
-    captions = [f"{classes[first.predicted[row]]} → {classes[second.predicted[row]]}" for row in rows]
-    title = f"Answers of {first.revision} → {second.revision}: images lost, then images gained"
+    kinds = ["lost"] * len(lost) + ["gained"] * len(gained)
+    captions = [
+        f"{kind}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"
+        for kind, row in zip(kinds, rows, strict=True)
+    ]
+    title = f"Answers of {first.revision} → {second.revision}"
     return figures.gallery(pixels, captions, title)
 
 

@@ -204,10 +204,11 @@ def read_picture(stream: IO[bytes]) -> Pixels:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, {MAX_PIXELS:,} in all allowed")
         upright = eight_bit(ImageOps.exif_transpose(opened))
-    if upright.mode in ("LA", "PA", "La", "RGBA", "RGBa") or "transparency" in upright.info:
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright.convert("RGBA"))
-    small = ImageOps.fit(upright.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
+    transparent = upright.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in upright.info
+    converted = upright.convert("RGBA" if transparent else "RGB")
+    small = ImageOps.fit(converted, (SIDE, SIDE), Image.Resampling.BICUBIC)
+    if transparent:
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
