@@ -46,7 +46,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
             raise ValueError(f"{images.dtype} {images.shape} found, uint8 (N, 32, 32, 3) needed")
         pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         logits = inference.predict(self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True)
-        classes, probabilities = self.card["classes"], softmax(logits.numpy())
+        classes, probabilities = self.card["classes"], softmax(logits.numpy(), self.card.get("temperature", 1.0))
         return [
             {"label": int(label), "class_name": classes[label], "confidence": float(row[label])}
             for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
