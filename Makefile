@@ -35,6 +35,11 @@ test-services: .venv/ready ## run the tests with real servers: models over HTTP,
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+A := HEAD
+B := workspace
+compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
+	@python -m cifar_resnet compare '$(A)' '$(B)'
+
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
@@ -44,4 +49,4 @@ models: .venv/ready ## list the registered models; `python -m cifar_resnet.model
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults test-services models benchmark ui constraints
+.PHONY: help setup repro test test-faults test-services models compare benchmark ui constraints

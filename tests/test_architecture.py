@@ -19,9 +19,10 @@ LAYERS = [
     {"files", "progress", "checkpoint", "distributed", "convolution"},
     {"params", "images", "records", "hardware"},
     {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "figures", "tracking"},
-    {"optimizer", "batches", "product", "inputs", "inference"},
-    {"serving", "training", "champion"},
+    {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "comparison"},
+    {"serving", "training", "champion", "evaluation", "predictions"},
     {"registry", "recovery", "models"},
+    {"__main__"},
 ]
 DOORS = {
     "yaml": {"params"},
@@ -32,9 +33,10 @@ DOORS = {
     "sklearn": {"split", "metrics"},
     "scipy": {"metrics", "calibration", "significance"},
     "safetensors": {"product"},
+    "dvc": {"comparison"},
     "rich": {"progress"},
     "torch.distributed": {"distributed"},
-    "PIL": {"cifar10", "inputs"},
+    "PIL": {"cifar10", "inputs", "corruptions"},
 }
 # They cannot change an output: messages, bars, MLflow's view, the check of values that DVC itself tracks, and
 # crash recovery, which ends where an unbroken training ends.

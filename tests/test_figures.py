@@ -56,9 +56,19 @@ def test_the_coverage_curve_ends_with_the_accuracy_of_all_images() -> None:
 
 def test_the_gallery_shows_every_image_with_its_caption() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), np.uint8)
-    axes = figures.gallery(pixels, [f"image {n}" for n in range(7)]).axes
+    figure = figures.gallery(pixels, [f"image {n}" for n in range(7)], "Seven images")
+    axes = figure.axes
+    assert figure.get_suptitle() == "Seven images"
     assert [each.get_title() for each in axes] == [f"image {n}" for n in range(7)]
     assert np.array_equal(axes[6].images[0].get_array(), pixels[6].transpose(1, 2, 0))
+
+
+def test_the_heat_map_writes_the_accuracy_of_every_severity() -> None:
+    axes = figures.corruptions({"shot_noise": [0.9, 0.6], "fog": [0.8, 0.1]}, 0.95).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["90.0%", "60.0%", "80.0%", "10.0%"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["shot noise", "fog"]
+    assert axes.get_title() == "Accuracy under corruption: mean 60.0%, uncorrupted 95.0%"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
 
 
 def test_filters_are_stretched_to_their_own_range() -> None:

@@ -1,3 +1,8 @@
+import os
+import pickle
+import zipfile
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,18 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from cifar_resnet import inputs
-from cifar_resnet.errors import UserError
+
+PIXELS = tiny_images(1, seed=0).pixels
+STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04", b"II*\x00", b"GIF89a"]
+
+
+def read(root: Path, *sources: str, batch_size: int = 100) -> tuple[np.ndarray, list[str], list[str]]:  # type: ignore[type-arg]
+    """(pixels, names, refused) of all chunks."""
+    chunks = list(inputs.read(sources, root, batch_size=batch_size))
+    names = [name for chunk in chunks for name in chunk.names]
+    pixels = np.concatenate([chunk.pixels for chunk in chunks])
+    assert len(names) == len(pixels)
+    return pixels, names, [line for chunk in chunks for line in chunk.refused]
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (64, 48), colour: object = (200, 30, 30)) -> Path:
@@ -21,19 +37,74 @@ def test_a_photograph_is_scaled_and_its_middle_taken(tmp_path: Path) -> None:
     photo = np.zeros((60, 180, 3), np.uint8)
     photo[:, 60:120] = 255
     Image.fromarray(photo).save(tmp_path / "wide.png")
-    pixels, names = inputs.read(tmp_path / "wide.png")
+    pixels, names, _ = read(tmp_path, "wide.png")
     assert names == ["wide.png"]
     assert pixels.shape == (1, 3, 32, 32)
     assert pixels.min() > 200  # the black thirds left and right are cut off
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("L", 128), ("RGBA", (1, 2, 3, 0)), ("P", 3), ("1", 1), ("LA", (9, 0))])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str, colour: object) -> None:
-    assert inputs.read(save(tmp_path / "a.png", mode, colour=colour))[0].shape == (1, 3, 32, 32)
+@given(pixels=hnp.arrays(np.uint8, (3, 32, 32)), kind=st.sampled_from(["PNG", "BMP", "TIFF", "WEBP"]))
+@settings(deadline=None, max_examples=30)
+def test_a_picture_of_32_pixels_stays_as_it_is(pixels: np.ndarray, kind: str) -> None:  # type: ignore[type-arg]
+    stream = BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0).copy()).save(stream, kind, lossless=True)
+    stream.seek(0)
+    assert np.array_equal(inputs.read_picture(stream), pixels)
+
+
+@given(
+    width=st.integers(1, 90),
+    height=st.integers(1, 90),
+    mode=st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_size_and_mode_becomes_32_pixels_of_rgb(width: int, height: int, mode: str) -> None:
+    stream = BytesIO()
+    picture = Image.new(mode, (width, height))
+    picture.save(stream, "JPEG" if mode in ("CMYK", "YCbCr") else "TIFF" if mode in ("F", "I") else "PNG")
+    stream.seek(0)
+    assert inputs.read_picture(stream).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "grey"),
+    [
+        (np.full((40, 40), 25700, np.uint16), "PNG", 100),
+        (np.full((40, 40), 25700, np.int32), "TIFF", 100),
+        (np.full((40, 40), 0.4, np.float32), "TIFF", 102),
+    ],
+)
+def test_deep_greys_are_scaled_to_eight_bits(values: np.ndarray, kind: str, grey: int) -> None:  # type: ignore[type-arg]
+    stream = BytesIO()
+    Image.fromarray(values).save(stream, kind)
+    stream.seek(0)
+    assert np.unique(inputs.read_picture(stream)).tolist() == [grey]
+
+
+def test_greys_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((40, 40), 7.0, np.float32)).save(tmp_path / "a.tif")
+    assert read(tmp_path, "a.tif")[2] == ["a.tif: not readable: grey values 7.0 to 7.0 found, 0 to 1 needed"]
+
+
+def test_the_first_frame_of_a_gif_counts(tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
+    red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])
+    assert read(tmp_path, "a.gif")[0][0, :, 9, 9].tolist() == [255, 0, 0]
 
 
 def test_transparency_shows_white(tmp_path: Path) -> None:
-    assert inputs.read(save(tmp_path / "a.png", "RGBA", colour=(1, 2, 3, 0)))[0].min() == 255
+    save(tmp_path / "a.png", "RGBA", colour=(1, 2, 3, 0))
+    assert read(tmp_path, "a.png")[0].min() == 255
+
+
+def test_half_transparent_parts_are_mixed_with_white_and_hidden_colours_do_not_bleed(tmp_path: Path) -> None:
+    picture = np.zeros((64, 64, 4), np.uint8)
+    picture[:, :32] = (255, 0, 0, 0)  # red that nobody sees
+    picture[:, 32:] = (0, 0, 0, 102)  # black at two fifths
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    pixels = read(tmp_path, "a.png")[0][0]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert pixels[:, :, 31].tolist() == [[153] * 32] * 3
 
 
 def test_exif_rotation_is_undone(tmp_path: Path) -> None:
@@ -43,74 +114,193 @@ def test_exif_rotation_is_undone(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180 degrees
     picture.save(tmp_path / "a.png", exif=exif)
-    pixels = inputs.read(tmp_path / "a.png")[0][0]
+    pixels = read(tmp_path, "a.png")[0][0]
     assert pixels[2, 0, 16] > 200 > 50 > pixels[0, 0, 16]  # blue is on top
 
 
 def test_a_folder_is_read_in_order_and_recursively(tmp_path: Path) -> None:
-    (tmp_path / "deep").mkdir()
-    for name in ("b.png", "a.jpg", "deep/c.webp"):
+    (tmp_path / "photos/deep").mkdir(parents=True)
+    for name in ("b.png", "a.JPG", "deep/c.webp", ".hidden.png"):
+        save(tmp_path / "photos" / name)
+    (tmp_path / "photos/notes.txt").write_text("no image")
+    (tmp_path / "photos/deep/loop").symlink_to(tmp_path / "photos")
+    _, names, refused = read(tmp_path, "photos")
+    assert names == ["photos/a.JPG", "photos/b.png", "photos/deep/c.webp"]
+    assert refused == []
+
+
+def test_globs_and_zips_and_several_sources_are_read(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c[1].png"):
         save(tmp_path / name)
-    (tmp_path / "notes.txt").write_text("no image")
-    pixels, names = inputs.read(tmp_path)
-    assert names == ["a.jpg", "b.png", "deep/c.webp"]
-    assert len(pixels) == 3
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / "b.png", "in/b.png")
+        archive.writestr("__MACOSX/in/._b.png", b"not a picture")
+        archive.writestr("in/bad.png", b"not a picture")
+    _, names, refused = read(tmp_path, "[ab].png", "all.zip", "c[1].png", str(tmp_path / "b*"))
+    assert names == ["a.png", "b.png", "all.zip/in/b.png", "c[1].png", "b.png"]
+    assert refused == ["all.zip/in/bad.png: not readable: cannot identify image file"]
 
 
 def test_arrays_of_either_layout_and_bin_files_are_read(tmp_path: Path, project: Path) -> None:
-    pixels = tiny_images(1, seed=0).pixels
-    np.save(tmp_path / "a.npy", pixels)
-    np.save(tmp_path / "b.npy", pixels.transpose(0, 2, 3, 1))
-    np.savez(tmp_path / "c.npz", images=pixels, other=np.zeros(1))
-    for name in ("a.npy", "b.npy", "c.npz"):
-        assert np.array_equal(inputs.read(tmp_path / name)[0], pixels)
-    assert len(inputs.read(project / "data/raw/test_batch.bin")[0]) == 40
+    np.save(tmp_path / "a.npy", PIXELS)
+    np.save(tmp_path / "b.npy", PIXELS.transpose(0, 2, 3, 1))
+    np.savez(tmp_path / "c.npz", images=PIXELS, other=np.zeros(1))
+    np.savez_compressed(tmp_path / "d.npz", PIXELS)
+    for name in ("a.npy", "b.npy", "c.npz", "d.npz"):
+        pixels, names, _ = read(tmp_path, name, batch_size=4)
+        assert np.array_equal(pixels, PIXELS)
+        assert names == [f"{name}[{row}]" for row in range(10)]
+    binary = read(project, "data/raw/test_batch.bin", batch_size=7)[0]
+    assert np.array_equal(binary, np.load(project / "data/prepared/test_images.npy", allow_pickle=False))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_a_pickled_batch_is_read(tmp_path: Path, protocol: int) -> None:
+    batch = {"data": PIXELS.reshape(10, -1), "labels": [0] * 10}
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(batch, protocol))
+    assert np.array_equal(read(tmp_path, "data_batch_1")[0], PIXELS)
+
+
+class Payload:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch payload-ran",)
+
+
+@pytest.mark.parametrize(
+    ("batch", "reason"),
+    [
+        (Payload(), "refused: the file wants to run posix.system"),
+        ({"data": Payload()}, "refused: the file wants to run posix.system"),
+        ({"data": PIXELS.reshape(10, -1).astype(int)}, "data int64 (10, 3072) found, uint8 (N, 3072), N up to 20,000"),
+        ([1, 2], "list indices"),
+    ],
+)
+def test_a_pickle_runs_nothing_and_must_hold_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: object, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "batch").write_bytes(pickle.dumps(batch))
+    pixels, _, refused = read(tmp_path, "batch")
+    assert len(pixels) == 0
+    assert refused[0].startswith(f"batch: not readable: {reason}")
+    assert not (tmp_path / "payload-ran").exists()
+
+
+def test_a_pickle_cannot_claim_more_memory_than_it_brings(tmp_path: Path) -> None:
+    class Huge:
+        def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+            return np.ndarray, ((10**9, 3072), "u1", bytes(1), 0, (0, 0))
+
+    (tmp_path / "batch").write_bytes(pickle.dumps({"data": Huge()}))
+    assert "data uint8 (1000000000, 3072) found" in read(tmp_path, "batch")[2][0]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.png", b"no image at all", "not a readable image"),
-        ("a.png", b"\x89PNG\r\n\x1a\n", "not a readable image"),
-        ("a.jpg", b"", "not a readable image"),
-        ("a.npy", b"\x93NUMPY", "not a readable array"),
-        ("a.npz", b"PK\x03\x04", "not a readable array"),
-        ("a.bin", b"123", "3 bytes found"),
+        ("a.png", b"no image at all", "cannot identify image file"),
+        ("a.png", b"\x89PNG\r\n\x1a\n", "cannot identify image file"),
+        ("a.jpg", b"", "cannot identify image file"),
+        ("a.npy", b"\x93NUMPY", "EOF"),
+        ("a.npz", b"PK\x03\x04", "File is not a zip file"),
+        ("a.zip", b"PK\x03\x04", "File is not a zip file"),
+        ("a.bin", b"123", "3 bytes found, a multiple of 3073 needed"),
+        ("a.bin", b"", "0 bytes found, a multiple of 3073 needed"),
+        ("a", b"\x80\x04", "Ran out of input"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     tmp_path: Path, name: str, content: bytes, reason: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=f"{name}: .*{reason}|{name}: {reason}"):
-        inputs.read(tmp_path / name)
+    pixels, _, refused = read(tmp_path, name)
+    assert len(pixels) == 0
+    assert len(refused) == 1
+    assert refused[0].startswith(f"{name}: not readable: ")
+    assert reason in refused[0]
 
 
-def test_a_truncated_picture_is_refused(tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="not a readable image"):
-        inputs.read(tmp_path / "a.png")
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".npy", ".npz", ".zip", ".bin", ""])
+@given(content=st.binary(max_size=300), start=st.sampled_from(STARTS))
+@settings(deadline=None, max_examples=40)
+def test_any_bytes_are_read_or_refused_and_the_rest_is_read(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, content: bytes, start: bytes
+) -> None:
+    folder = tmp_path_factory.mktemp("bytes")
+    (folder / f"any{suffix}").write_bytes(start + content)
+    save(folder / "good.png")
+    _, names, refused = read(folder, f"any{suffix}", "good.png")
+    assert names[-1] == "good.png"
+    assert len(names) + len(refused) >= 2
+    assert all("\n" not in line for line in refused)
+
+
+def test_truncated_pictures_and_arrays_are_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    for kind in ("png", "jpg", "webp", "bmp", "tif"):
+        Image.fromarray(noise).save(tmp_path / f"a.{kind}")
+    np.save(tmp_path / "a.npy", PIXELS)
+    for file in tmp_path.iterdir():
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        pixels, _, refused = read(tmp_path, file.name)
+        assert (len(pixels), len(refused)) == (0, 1), file.name
 
 
 def test_a_picture_too_large_to_decode_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png")
     monkeypatch.setattr(inputs, "MAX_PIXELS", 3000)
-    with pytest.raises(UserError, match="64 x 48 pixels, 3,000 in all allowed"):
-        inputs.read(save(tmp_path / "a.png"))
+    assert read(tmp_path, "a.png")[2] == ["a.png: not readable: 64 x 48 pixels, 3,000 in all allowed"]
+    monkeypatch.setattr(inputs, "MAX_BYTES", 50)
+    assert read(tmp_path, "a.png")[2] == ["a.png: not readable: more than 50 bytes"]
+
+
+@pytest.mark.parametrize("side", [8_000, 10_000, 30_000])
+def test_a_bomb_costs_no_memory(tmp_path: Path, side: int) -> None:
+    header = BytesIO()
+    Image.new("1", (64, 64)).save(header, "PNG")
+    content = bytearray(header.getvalue())
+    content[16:24] = side.to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content)
+    assert "in all allowed" in (said := read(tmp_path, "a.png")[2][0]) or "exceeds limit" in said
 
 
 def test_nothing_to_read_is_said(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no image"):
-        inputs.read(tmp_path)
-    with pytest.raises(UserError, match="not found"):
-        inputs.read(tmp_path / "none.png")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    sources = ("empty", "none.png", "*.jpg", "a**b", "loop.png", "gone.png", "pipe.png")
+    assert read(tmp_path, *sources)[2] == [
+        f"empty: not readable: holds no image ({', '.join(inputs.SUFFIXES)})",
+        "none.png: not readable: No such file or directory",
+        "*.jpg: not readable: No such file or directory",
+        "a**b: not readable: No such file or directory",
+        "loop.png: not readable: Too many levels of symbolic links",
+        "gone.png: not readable: No such file or directory",
+        "pipe.png: not readable: no regular file",
+    ]
+
+
+def test_a_file_that_vanishes_does_not_stop_the_others(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        save(tmp_path / name)
+    chunks = inputs.read(["."], tmp_path, batch_size=1)
+    assert next(chunks).names == ["a.png"]
+    (tmp_path / "b.png").unlink()
+    assert next(chunks).refused == ["b.png: not readable: No such file or directory"]
+    assert next(chunks).names == ["c.png"]
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.array([{"run": "me"}], dtype=object), allow_pickle=True)
-    with pytest.raises(UserError, match="not a readable array"):
-        inputs.read(tmp_path / "a.npy")
+    np.save(tmp_path / "a.npy", np.array([Payload()], dtype=object), allow_pickle=True)
+    assert "object (1,) found, uint8 (N, 3, 32, 32)" in read(tmp_path, "a.npy")[2][0]
+
+
+def test_a_name_stays_on_one_line(tmp_path: Path) -> None:
+    save(tmp_path / "two\nlines.png")
+    save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/z\xff.png")))
+    assert read(tmp_path, ".")[1] == ["two\\nlines.png", "z\\udcff.png"]
 
 
 @given(
@@ -121,10 +311,28 @@ def test_pickled_arrays_are_refused(tmp_path: Path) -> None:
     )
 )
 @settings(deadline=None, max_examples=60)
-def test_an_array_is_either_images_or_refused_with_its_shape(array: np.ndarray) -> None:  # type: ignore[type-arg]
-    wanted = array.dtype == np.uint8 and array.shape[1:] in ((3, 32, 32), (32, 32, 3))
-    if wanted:
-        assert inputs.from_array(Path("a.npy"), array).shape == (len(array), 3, 32, 32)
+def test_an_array_is_either_images_or_refused_with_its_shape(
+    tmp_path_factory: pytest.TempPathFactory, array: np.ndarray  # type: ignore[type-arg]
+) -> None:  # fmt: skip
+    folder = tmp_path_factory.mktemp("array")
+    np.save(folder / "a.npy", array)
+    pixels, _, refused = read(folder, "a.npy")
+    if array.dtype == np.uint8 and array.shape[1:] in ((3, 32, 32), (32, 32, 3)):
+        assert pixels.shape == (len(array), 3, 32, 32)
     else:
-        with pytest.raises(UserError, match=r"found, uint8 \(N, 3, 32, 32\)"):
-            inputs.from_array(Path("a.npy"), array)
+        assert f"{array.dtype} {array.shape} found, uint8 (N, 3, 32, 32)" in refused[0]
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), batch_size=st.integers(1, 12))
+@settings(deadline=None, max_examples=30)
+def test_chunks_are_bounded_and_hold_everything_in_order(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], batch_size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("chunks")
+    for number, size in enumerate(sizes):
+        np.save(folder / f"{number}.npy", PIXELS[:size])
+    chunks = list(inputs.read(["*.npy", "none"], folder, batch_size=batch_size))
+    expected = [f"{number}.npy[{row}]" for number, size in enumerate(sizes) for row in range(size)]
+    assert [name for chunk in chunks for name in chunk.names] == expected
+    assert all(len(chunk.names) < 2 * batch_size for chunk in chunks)
+    assert all(len(chunk.names) + len(chunk.refused) >= batch_size for chunk in chunks[:-1])

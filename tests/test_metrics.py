@@ -42,11 +42,15 @@ def test_softmax_survives_large_logits() -> None:
     assert metrics.softmax(np.array([[1e4, 1e4]])).tolist() == [[0.5, 0.5]]
 
 
+def test_a_temperature_divides_the_logits() -> None:
+    assert metrics.softmax(np.array([[np.log(9.0), 0.0]]), 2.0)[0] == pytest.approx([0.75, 0.25])
+
+
 def test_confusion_has_true_classes_in_rows_and_pairs_are_ordered() -> None:
     counts = metrics.confusion(LABELS, PROBABILITIES.argmax(1), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 2, 0], [0, 0, 0]]
     pairs = metrics.confused_pairs(np.array([[9, 1, 4], [2, 9, 0], [0, 0, 9]]), CLASSES, most=3)
-    assert list(pairs.items()) == [("a taken for never", 4), ("b taken for a", 2), ("a taken for b", 1)]
+    assert [tuple(pair.values()) for pair in pairs] == [("a", "never", 4), ("b", "a", 2), ("a", "b", 1)]
 
 
 def test_calibration_bins_hold_means_and_shares() -> None:

@@ -2,6 +2,8 @@ import base64
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mlflow
 import numpy as np
@@ -10,6 +12,8 @@ from conftest import tiny_images
 from PIL import Image
 
 from cifar_resnet import inputs, serving, tracking
+from cifar_resnet.inputs import Chunk
+from cifar_resnet.predictions import Tally, predict
 
 PIXELS = tiny_images(1, seed=0).pixels
 RAW = np.ascontiguousarray(PIXELS.transpose(0, 2, 3, 1))
@@ -36,10 +40,9 @@ def test_raw_images_keep_every_pixel() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_photograph_is_made_small_as_predict_does(tmp_path: Path, kind: str) -> None:
+def test_a_photograph_is_made_small_as_predict_does(kind: str) -> None:
     content = photograph(kind)
-    (tmp_path / "photo").write_bytes(content)
-    assert np.array_equal(serving.pixels_of(objects([text(content)]))[0], inputs.read_image(tmp_path / "photo"))
+    assert np.array_equal(serving.pixels_of(objects([text(content)]))[0], inputs.read_picture(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_a_photograph_is_made_small_as_predict_does(tmp_path: Path, kind: str) -
         (["not base64!"], "image 0: not base64"),
         (["ä"], "image 0: not base64"),
         ([text(photograph()), text(b"GIF89a")], "image 1: neither PNG nor JPEG"),
-        ([text(photograph()[:99])], r"^image 0: not a readable image"),
+        ([text(photograph()[:99])], r"^image 0: not readable: "),
         (["A" * 20_000_001], "image 0: 20,000,001 characters found, 20,000,000 allowed"),
         (["A"] * 2001, "2,001 images found, 2,000 in a request allowed"),
     ],
@@ -93,3 +96,17 @@ def test_the_example_stored_with_the_model_is_answered(project: Path) -> None:
     assert model.input_example.shape == (1, 32, 32, 3)
     [answer] = model.predict(model.input_example)
     assert set(answer) == {"label", "class_name", "probabilities"}
+
+
+def test_the_served_model_answers_as_predict_does_at_the_models_temperature(project: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.symlink_to(project / "data/model/model.safetensors")
+    card = json.loads((project / "data/model/model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": 3.0}))
+    served, context = serving.ServedModel(), cast("Any", SimpleNamespace(artifacts={"weights": str(weights)}))
+    served.load_context(context)
+    answers = served.predict(context, PIXELS.transpose(0, 2, 3, 1))
+    chunks = [Chunk(["image"] * 10, PIXELS, [])]
+    for answer, expected in zip(answers, predict(tmp_path, chunks, Tally(), strict=True, batch_size=10), strict=True):
+        assert (answer["label"], answer["class_name"]) == (expected.labels[0], expected.class_names[0])
+        assert max(answer["probabilities"]) == pytest.approx(expected.confidences[0])

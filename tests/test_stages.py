@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import ROOT, stage, tiny_images, write_params, write_raw
+from PIL import Image
 
 from cifar_resnet import champion, cifar10, params, records, tracking
 from cifar_resnet.errors import UserError
@@ -77,6 +79,7 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert metrics["parameters"] > 1000
     assert {"accuracy_tta", "log_loss", "multiply_adds", "images_per_second"} <= set(metrics)
     assert {"precision", "recall", "f1"} <= set(metrics["per_class"]["ship"])
+    assert 0.1 < metrics["mean_corruption_accuracy"] <= metrics["corruption_baseline_accuracy"] == metrics["accuracy"]
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
     assert metrics["model_bytes"] == (project / "data/model/model.safetensors").stat().st_size
     table = rows(evaluation / "predictions.csv")
@@ -90,6 +93,24 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert client.get_run(run_id).data.metrics["test_accuracy"] == metrics["accuracy"]
     pictures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
     assert pictures == {path.name for path in evaluation.glob("*.png")} != set()
+
+
+def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_only_if_asked(
+    project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    shutil.copytree(project / "data/model", tmp_path / "data/model")
+    card = tmp_path / "data/model/model.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"temperature": 2.0}))
+    write_params(tmp_path, evaluate={"corruptions": False})
+    stage("evaluate").main(tmp_path)
+    before, found = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
+    for name in ("log_loss", "expected_calibration_error"):
+        assert before[name] == before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name]
+    assert found["accuracy"] == before["accuracy"]
+    assert "mean_corruption_accuracy" not in found
+    assert (tmp_path / "data/evaluation/corruptions.png").stat().st_size > 1000
 
 
 def test_register_makes_the_first_version_champion_and_it_answers_from_raw_images(project: Path) -> None:
@@ -142,6 +163,21 @@ def test_predict_takes_another_input(project: Path, tmp_path: Path) -> None:
     write_params(tmp_path, predict={"input": "mine.npz"})
     stage("predict").main(tmp_path)
     assert len(rows(tmp_path / "data/predictions/predictions.csv")) == 10
+
+
+def test_predict_fails_on_a_bad_image_only_if_strict(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/model").symlink_to(project / "data/model")
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 50)).save(tmp_path / "photos/good.png")
+    (tmp_path / "photos/bad.png").write_bytes(b"no picture")
+    write_params(tmp_path, predict={"input": "photos"})
+    with pytest.raises(UserError, match=r"photos/bad.png: not readable"):
+        stage("predict").main(tmp_path)
+    assert not list((tmp_path / "data/predictions").iterdir())
+    write_params(tmp_path, predict={"input": "photos", "strict": False})
+    stage("predict").main(tmp_path)
+    assert [row["file"] for row in rows(tmp_path / "data/predictions/predictions.csv")] == ["photos/good.png"]
 
 
 def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

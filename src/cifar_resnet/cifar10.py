@@ -194,16 +194,29 @@ def decode(name: str, stream: IO[bytes]) -> tuple[str, bytes]:
     content = stream.read(2 * RECORDS * RECORD)
     if name.endswith(".bin"):
         return name, content
-    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = unpickle(content)
     labels = np.asarray(batch[b"labels"], dtype=np.uint8).reshape(-1, 1)
     return canonical(name), np.hstack([labels, np.asarray(batch[b"data"], dtype=np.uint8)]).tobytes()
+
+
+def unpickle(content: bytes) -> Any:
+    """What a pickle of numpy arrays and builtin containers holds; strings of Python 2 become bytes.
+
+    Raises:
+        pickle.UnpicklingError: if it asks for anything else, which is not run.
+        Exception: any other, if the content is damaged.
+    """
+    return _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 class _BatchUnpickler(pickle.Unpickler):
     """Builds numpy arrays and builtin containers, nothing else: a pickle is a program."""
 
     ALLOWED = frozenset(
-        {("_reconstruct", "multiarray"), ("ndarray", "numpy"), ("dtype", "numpy"), ("encode", "_codecs")}
+        {
+            *(("_reconstruct", "multiarray"), ("_frombuffer", "numeric"), ("encode", "_codecs")),
+            *(("ndarray", "numpy"), ("dtype", "numpy")),
+        }
     )
 
     def find_class(self, module: str, name: str) -> Any:

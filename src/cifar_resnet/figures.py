@@ -101,18 +101,40 @@ def accuracy_coverage(coverage: Floats, accuracy: Floats) -> Figure:
     return figure
 
 
-def gallery(pixels: Pixels, captions: Sequence[str]) -> Figure:
+def corruptions(accuracy: dict[str, list[float]], baseline: float) -> Figure:
+    """Accuracy by corruption and severity as a heat map; `baseline` is that on the same images as they are."""
+    figure = Figure(figsize=(6, 5.4), layout="constrained")
+    axes = figure.subplots()
+    shares = np.array(list(accuracy.values()))
+    picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for row, column in np.ndindex(*shares.shape):
+        colour = "black" if shares[row, column] > 0.5 else "white"
+        axes.text(column, row, f"{shares[row, column]:.1%}", ha="center", va="center", fontsize=8, color=colour)
+    axes.set_xticks(range(shares.shape[1]), [str(severity + 1) for severity in range(shares.shape[1])])
+    axes.set_yticks(range(len(shares)), [name.replace("_", " ") for name in accuracy])
+    axes.set(xlabel="severity", ylabel="corruption")
+    axes.set_title(f"Accuracy under corruption: mean {shares.mean():.1%}, uncorrupted {baseline:.1%}", fontsize=10)
+    figure.colorbar(picture, label="accuracy", shrink=0.8, format=PercentFormatter(1, decimals=0))
+    return figure
+
+
+def notice(text: str) -> Figure:
+    """A sentence in place of a picture that was not asked for."""
+    figure = Figure(figsize=(5, 1))
+    figure.text(0.5, 0.5, text, ha="center", va="center")
+    return figure
+
+
+def gallery(pixels: Pixels, captions: Sequence[str], title: str) -> Figure:
     """Images (N, 3, 32, 32) with a caption each, six in a row."""
     columns = 6
-    figure = Figure(figsize=(9, 1.85 * -(-len(captions) // columns)), layout="constrained")
+    figure = Figure(figsize=(9, 1.85 * max(1, -(-len(captions) // columns))), layout="constrained")
     for place, (image, caption) in enumerate(zip(pixels, captions, strict=True), start=1):
         axes = figure.add_subplot(-(-len(captions) // columns), columns, place)
         axes.imshow(image.transpose(1, 2, 0))
         axes.set_title(caption, fontsize=7)
         axes.set_axis_off()
-    figure.suptitle(
-        "The most confident mistakes on test images: the true class, not the predicted one (confidence)", fontsize=10
-    )
+    figure.suptitle(title, fontsize=10)
     return figure
 
 

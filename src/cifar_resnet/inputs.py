@@ -1,86 +1,295 @@
-"""A user's images as uint8 (N, 3, 32, 32), each refusal naming the file and the reason.
+"""A user's images, whatever form they come in, as a stream of uint8 (N, 3, 32, 32), in memory that does not grow.
 
-A photograph is scaled so that its shorter side is 32 pixels (bicubic, antialiased) and its middle is taken.
+Taken: pictures (PNG, JPEG, WebP, BMP, TIFF, the first frame of a GIF), folders of them at any depth, globs and zips;
+arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin and its pickled python batches. In folders
+and zips only files with a picture's suffix count, hidden ones do not, and links to folders are not followed.
+
+A picture is turned upright as its EXIF says, put on white where it is transparent, scaled so that its shorter side is
+32 pixels (bicubic, antialiased), and its middle is taken; one of 32 x 32 pixels stays as it is.
 """
 
-from pathlib import Path
-from zipfile import BadZipFile
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+from typing import IO
+from zipfile import ZipFile
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from cifar_resnet import cifar10
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Pixels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 SIDE = 32
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 250_000_000  # of a picture, which is read whole
+MAX_PICKLED = 20_000  # images of a pickled batch, likewise; the official ones hold 10,000
+PIXEL_BYTES = 3 * SIDE * SIDE
+SHAPES = ((3, SIDE, SIDE), (SIDE, SIDE, 3))
+
+Piece = tuple[list[str], Pixels]
 
 
-def read(path: Path) -> tuple[Pixels, list[str]]:
-    """Read a folder of images (recursively), one image, a .npy, .npz or CIFAR .bin; returns (pixels, a name for each).
+@dataclass(frozen=True)
+class Chunk:
+    """Some images in the order they were found: a name for each, pixels uint8 (N, 3, 32, 32), and what was refused
+    on the way to them, file and reason. N may be 0."""
+
+    names: list[str]
+    pixels: Pixels
+    refused: list[str]
+
+
+def read(sources: Sequence[str], root: Path, *, batch_size: int) -> Iterator[Chunk]:
+    """Yield all that `sources` hold, at least `batch_size` images or refusals at a time and less than twice as many.
+
+    Args:
+        sources: files, folders or globs, relative to `root` or absolute; names are relative to it where they can be.
+        batch_size: images that are asked for at a time.
+    """
+    names: list[str] = []
+    parts: list[Pixels] = []
+    refused: list[str] = []
+    for piece in found(sources, root, batch_size):
+        if isinstance(piece, UserError):
+            refused.append(str(piece))
+        else:
+            names += piece[0]
+            parts.append(piece[1])
+        if len(names) + len(refused) >= batch_size:
+            yield Chunk(names, joined(parts), refused)
+            names, parts, refused = [], [], []
+    if names or refused:
+        yield Chunk(names, joined(parts), refused)
+
+
+def joined(parts: list[Pixels]) -> Pixels:
+    return np.concatenate(parts) if parts else np.empty((0, 3, SIDE, SIDE), np.uint8)
+
+
+def found(sources: Sequence[str], root: Path, batch_size: int) -> Iterator[Piece | UserError]:
+    """Yield (names, pixels) of every readable piece of every source, and the refusals in between."""
+    for source in sources:
+        for path in matches(source, root):
+            name = printable(str(path.relative_to(root) if path.is_relative_to(root) else path))
+            yield from refusing(name, partial(read_source, path, name, batch_size))
+
+
+def refusing(name: str, pieces: Callable[[], Iterator[Piece | UserError]]) -> Iterator[Piece | UserError]:
+    """The pieces; an error ends them and becomes a refusal that names the file and the reason."""
+    try:
+        yield from pieces()
+    except Exception as error:  # damaged files make readers and decoders raise whatever they stumble over
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = printable(" ".join(said.partition(" <_io.")[0].split())) or type(error).__name__
+        yield UserError(f"{name}: not readable: {reason}")
+
+
+def matches(source: str, root: Path) -> list[Path]:
+    """The path that `source` names, or else those that it matches as a glob, in order; if none, itself."""
+    path = root / source
+    if os.path.lexists(path) or not any(sign in source for sign in "*?["):
+        return [path]
+    base = Path(path.anchor) if Path(source).is_absolute() else root
+    try:
+        return sorted(base.glob(str(path.relative_to(base)))) or [path]
+    except ValueError:  # a pattern that pathlib refuses
+        return [path]
+
+
+def printable(name: str) -> str:
+    """The name with control characters and broken encodings as escapes, so that it stays on one line of any output."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+
+
+def read_source(path: Path, name: str, batch_size: int) -> Iterator[Piece | UserError]:
+    """Read one file or folder by its kind, which its suffix tells, or the first bytes of a pickle.
 
     Raises:
-        UserError: if there is nothing to read, or something cannot be read.
+        Exception: of whatever kind, if it cannot be read; what cannot be read inside a folder or zip is yielded.
     """
     if path.is_dir():
-        return read_folder(path)
-    if not path.exists():
-        raise UserError(f"{path}: not found; predict.input takes a folder of images, an image, .npy, .npz or .bin")
-    if path.suffix == ".bin":
-        pixels = cifar10.read_records(path).pixels
-    elif path.suffix in (".npy", ".npz"):
-        pixels = from_array(path, read_array(path))
-    else:
-        return read_image(path)[None], [path.name]
-    return pixels, [path.name] * len(pixels)
+        yield from read_folder(path, name)
+        return
+    with regular(path) as stream:
+        kind = path.suffix.lower()
+        pickled = stream.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        stream.seek(0)
+        if kind == ".zip":
+            yield from read_zip(stream, name)
+        elif kind in (".npy", ".npz"):
+            yield from numbered(name, read_arrays(stream, batch_size, packed=kind == ".npz"))
+        elif kind == ".bin":
+            yield from numbered(name, read_bin(stream, batch_size))
+        elif pickled:
+            yield from numbered(name, read_pickle(stream))
+        else:
+            yield [name], read_picture(stream)[None]
 
 
-def read_folder(folder: Path) -> tuple[Pixels, list[str]]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise UserError(f"{folder}: holds no image ({', '.join(SUFFIXES)})")
-    return np.stack([read_image(file) for file in files]), [str(file.relative_to(folder)) for file in files]
+def regular(path: Path) -> IO[bytes]:
+    """The file, opened; a pipe or a device might never end.
+
+    Raises:
+        OSError: if it vanished, may not be read, or is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("no regular file")
+    return path.open("rb")
 
 
-def read_image(file: Path) -> Pixels:
-    """One picture of any size and mode as uint8 (3, 32, 32), upright, transparent parts on white."""
-    try:
-        with Image.open(file) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise UserError(f"{file}: {picture.width} x {picture.height} pixels, {MAX_PIXELS:,} in all allowed")
-            upright = ImageOps.exif_transpose(picture)
-            if upright.mode in ("LA", "PA", "RGBA") or "transparency" in upright.info:
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright.convert("RGBA"))
-            small = ImageOps.fit(upright.convert("RGB"), (SIDE, SIDE), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file}: not a readable image ({error})") from None
+def numbered(name: str, batches: Iterator[Pixels]) -> Iterator[Piece]:
+    """A name of its own for each image of an array: a.npy[0], a.npy[1], ..."""
+    start = 0
+    for pixels in batches:
+        yield [f"{name}[{row}]" for row in range(start, start + len(pixels))], pixels
+        start += len(pixels)
+
+
+def read_folder(folder: Path, name: str) -> Iterator[Piece | UserError]:
+    """The pictures of a folder and those below it, by name within each."""
+    unread: list[OSError] = []
+    count = 0
+    for place, subfolders, files in os.walk(folder, onerror=unread.append):
+        subfolders.sort()
+        for file in sorted(filter(is_picture, files)):
+            path = Path(place, file)
+            shown = str(PurePosixPath(name, printable(path.relative_to(folder).as_posix())))
+            yield from refusing(shown, partial(lone, shown, partial(regular, path)))
+            count += 1
+    yield from (UserError(f"{printable(str(error.filename))}: not readable: {error.strerror}") for error in unread)
+    if count == 0:
+        raise ValueError(f"holds no image ({', '.join(SUFFIXES)})")
+
+
+def read_zip(stream: IO[bytes], name: str) -> Iterator[Piece | UserError]:
+    """The pictures of a zip in its own order, unpacked one by one in memory."""
+    count = 0
+    with ZipFile(stream) as archive:
+        for member in archive.infolist():
+            if is_picture(member.filename) and not member.is_dir():
+                shown = f"{name}/{printable(member.filename)}"
+                yield from refusing(shown, partial(lone, shown, partial(archive.open, member)))
+                count += 1
+    if count == 0:
+        raise ValueError(f"holds no image ({', '.join(SUFFIXES)})")
+
+
+def is_picture(name: str) -> bool:
+    file = PurePosixPath(name)
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+
+
+def lone(name: str, opened: Callable[[], IO[bytes]]) -> Iterator[Piece]:
+    with opened() as stream:
+        yield [name], read_picture(stream)[None]
+
+
+def read_picture(stream: IO[bytes]) -> Pixels:
+    """uint8 (3, 32, 32) from a picture of any size and mode, as this module's first lines say.
+
+    Raises:
+        ValueError: if it is too large, which shows before it is decoded; any other exception if it is damaged.
+    """
+    content = BytesIO(content_of(stream, MAX_BYTES))
+    with warnings.catch_warnings(action="ignore"), Image.open(content, formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, {MAX_PIXELS:,} in all allowed")
+        upright = eight_bit(ImageOps.exif_transpose(opened))
+    transparent = upright.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in upright.info
+    converted = upright.convert("RGBA" if transparent else "RGB")
+    small = ImageOps.fit(converted, (SIDE, SIDE), Image.Resampling.BICUBIC)
+    if transparent:
+        small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
-    """The array of a .npy, or of a .npz the one named `images` or its only one; pickled objects are refused."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            name = "images" if "images" in loaded.files or len(loaded.files) != 1 else loaded.files[0]
-            array: NDArray[np.generic] = loaded[name]
-            return array
-    except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
-        raise UserError(f"{path}: not a readable array of images ({error})") from None
+def content_of(stream: IO[bytes], most: int) -> bytes:
+    content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"more than {most:,} bytes")
+    return content
 
 
-def from_array(path: Path, array: NDArray[np.generic]) -> Pixels:
-    """uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as the former."""
-    shape = array.shape
-    if array.dtype == np.uint8 and len(shape) == 4 and shape[0] > 0:
-        if shape[1:] == (3, SIDE, SIDE):
-            return array.astype(np.uint8, copy=False)
-        if shape[1:] == (SIDE, SIDE, 3):
-            return np.ascontiguousarray(array.transpose(0, 3, 1, 2)).astype(np.uint8, copy=False)
-    raise UserError(f"{path}: {array.dtype} {shape} found, uint8 (N, 3, 32, 32) or (N, 32, 32, 3) needed")
+def eight_bit(found: Image.Image) -> Image.Image:
+    """Grey values of 16 bits, or floats from 0 to 1, as eight bits; other modes as they are.
+
+    Raises:
+        ValueError: if the values lie outside, so that nobody can tell what is white.
+    """
+    if found.mode[0] not in "IF":
+        return found
+    values, white = np.asarray(found), 1 if found.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= white):
+        raise ValueError(f"grey values {values.min()} to {values.max()} found, 0 to {white} needed")
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def read_arrays(stream: IO[bytes], batch_size: int, *, packed: bool) -> Iterator[Pixels]:
+    """The images of a .npy or, `packed`, of a .npz: the array named `images` or its only one."""
+    if not packed:
+        yield from array_batches(stream, batch_size)
+        return
+    with ZipFile(stream) as archive:
+        members = archive.namelist()
+        with archive.open(members[0] if len(members) == 1 else "images.npy") as content:
+            yield from array_batches(content, batch_size)
+
+
+def array_batches(stream: IO[bytes], batch_size: int) -> Iterator[Pixels]:
+    """The content of a .npy, read as it comes; a pickled one is refused by its type before anything is read.
+
+    Raises:
+        ValueError: if it is no .npy, not uint8 (N, 3, 32, 32) or (N, 32, 32, 3), or ends too early.
+    """
+    version = np.lib.format.read_magic(stream)
+    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    if dtype != np.uint8 or len(shape) != 4 or shape[1:] not in SHAPES or shape[0] < 1:
+        raise ValueError(f"{dtype} {shape} found, uint8 (N, 3, 32, 32) or (N, 32, 32, 3) needed")
+    if fortran:
+        raise ValueError("in Fortran order; save it with np.ascontiguousarray")
+    for start in range(0, shape[0], batch_size):
+        count = min(batch_size, shape[0] - start)
+        content = stream.read(count * PIXEL_BYTES)
+        if len(content) != count * PIXEL_BYTES:
+            raise ValueError(f"it ends before its {shape[0]:,} images do")
+        array = np.frombuffer(content, np.uint8).reshape(count, *shape[1:])
+        yield array if shape[1:] == SHAPES[0] else np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+
+
+def read_bin(stream: IO[bytes], batch_size: int) -> Iterator[Pixels]:
+    """The images of a file of CIFAR's binary version, whatever their labels.
+
+    Raises:
+        ValueError: if it does not consist of whole records.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    if size == 0 or size % cifar10.RECORD:
+        raise ValueError(f"{size} bytes found, a multiple of {cifar10.RECORD} needed")
+    stream.seek(0)
+    while content := stream.read(batch_size * cifar10.RECORD):
+        records = np.frombuffer(content, np.uint8).reshape(-1, cifar10.RECORD)
+        yield np.ascontiguousarray(records[:, 1:]).reshape(-1, *SHAPES[0])
+
+
+def read_pickle(stream: IO[bytes]) -> Iterator[Pixels]:
+    """The images of a batch of CIFAR's python version; whatever else a pickle asks for is refused, not run.
+
+    Raises:
+        ValueError: if its data are not images; any other exception if it is damaged.
+    """
+    batch = cifar10.unpickle(content_of(stream, MAX_PICKLED * cifar10.RECORD))
+    data = np.asanyarray(batch[b"data"] if b"data" in batch else batch["data"])
+    if data.dtype != np.uint8 or data.shape[1:] != (PIXEL_BYTES,) or not 0 < len(data) <= MAX_PICKLED:
+        needed = f"uint8 (N, {PIXEL_BYTES}), N up to {MAX_PICKLED:,}, needed"
+        raise ValueError(f"data {data.dtype} {data.shape} found, {needed}")
+    yield np.ascontiguousarray(data).reshape(-1, *SHAPES[0])

@@ -23,10 +23,11 @@ Floats = NDArray[np.floating[Any]]
 COVERAGES = (50, 80, 90, 95)
 
 
-def softmax(logits: Floats) -> NDArray[np.float64]:
-    """(N, C) logits to probabilities in float64."""
+def softmax(logits: Floats, temperature: float = 1.0) -> NDArray[np.float64]:
+    """(N, C) logits to probabilities in float64; a temperature above 1 makes them less confident (Guo et al., 2017,
+    section 4.2)."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    powers = np.exp(shifted)
+    powers = np.exp(shifted / temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
@@ -78,12 +79,16 @@ def confusion(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np
     return np.asarray(confusion_matrix(labels, predicted, labels=np.arange(num_classes)))
 
 
-def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> dict[str, int]:
-    """The most frequent mistakes, "true taken for predicted", with their counts, most first."""
+def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> list[dict[str, str | int]]:
+    """The most frequent mistakes, most first: true class, predicted class and number of images. A list, so that
+    `dvc metrics diff` does not compare pairs of one run with others of another."""
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
     pairs = [np.unravel_index(place, counts.shape) for place in order]
-    return {f"{classes[row]} taken for {classes[column]}": int(mistakes[row, column]) for row, column in pairs}
+    return [
+        {"true": classes[row], "predicted": classes[column], "images": int(mistakes[row, column])}
+        for row, column in pairs
+    ]
 
 
 def calibration(labels: Labels, probabilities: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:

@@ -109,6 +109,7 @@ class CheckpointParams(Section):
 
 class EvaluateParams(Section):
     batch_size: BatchSize
+    corruptions: bool
 
 
 class RegisterParams(Section):
@@ -122,6 +123,7 @@ class RegisterParams(Section):
 class PredictParams(Section):
     input: Annotated[str, Field(min_length=1)]
     batch_size: BatchSize
+    strict: bool
 
 
 class Params(Section):

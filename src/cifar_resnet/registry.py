@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.artifacts
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from cifar_resnet import serving
+from cifar_resnet import champion, serving
+from cifar_resnet.errors import UserError
 from cifar_resnet.images import Pixels
 from cifar_resnet.product import CARD, WEIGHTS
 from cifar_resnet.tracking import Run
@@ -78,6 +80,35 @@ def keep_one(client: MlflowClient, name: str, tags: dict[str, str], created: Mod
     if oldest != int(created.version):
         client.delete_model_version(name, created.version)
     return oldest
+
+
+def find(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
+    """The version that `wanted` names: "champion", a version's number, or the id of the run that trained it."""
+    try:
+        if wanted == champion.CHAMPION:
+            return champion.find(client, name)
+        if wanted.isdecimal():
+            return client.get_model_version(name, wanted)
+    except MlflowException:  # no such model or version
+        return None
+    found = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in found if version.run_id == wanted), None)
+
+
+def fetch(version: ModelVersion, folder: Path) -> None:
+    """Bring the version's model.safetensors and model.json into `folder`.
+
+    Raises:
+        UserError: if MLflow cannot give them.
+    """
+    address = f"models:/{version.name}/{version.version}"
+    try:
+        for file in (WEIGHTS, CARD):
+            mlflow.artifacts.download_artifacts(artifact_uri=f"{address}/artifacts/{file}", dst_path=str(folder))
+        for file in (WEIGHTS, CARD):
+            (folder / "artifacts" / file).replace(folder / file)
+    except (OSError, MlflowException) as error:
+        raise UserError(f"{address}: MLflow cannot give the model ({error})") from None
 
 
 def example_of(pixels: Pixels) -> Pixels:

@@ -7,7 +7,8 @@ received: a server open to strangers needs a proxy that limits the body.
 import base64
 import binascii
 import json
-import tempfile
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
         """
         pixels = pixels_of(np.asarray(model_input))
         logits = inference.predict(self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True)
-        classes = self.card["classes"]
-        probabilities = softmax(logits.numpy() / self.card.get("temperature", 1.0))
+        classes, probabilities = self.card["classes"], softmax(logits.numpy(), self.card.get("temperature", 1.0))
         return [
             {"label": int(label), "class_name": classes[label], "probabilities": row.tolist()}
             for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
@@ -114,13 +114,11 @@ def picture(text: str, name: str) -> Pixels:
         raise Refused(f"{name}: not base64 ({error})") from None
     if not content.startswith(PICTURES):
         raise Refused(f"{name}: neither PNG nor JPEG")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / name
-        file.write_bytes(content)
-        try:
-            return inputs.read_image(file)
-        except UserError as error:
-            raise Refused(str(error).replace(str(file), name)) from None
+    [found] = inputs.refusing(name, partial(inputs.lone, name, partial(BytesIO, content)))
+    if isinstance(found, UserError):
+        raise Refused(str(found))
+    (pixels,) = found[1]
+    return np.asarray(pixels)
 
 
 mlflow.models.set_model(ServedModel())

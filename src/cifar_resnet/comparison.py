@@ -1,0 +1,123 @@
+"""Two networks on the same test images: is the difference real, where is it, and how does it look?"""
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import numpy as np
+from dvc.exceptions import DvcException
+from dvc.scm import SCMError
+from numpy.typing import NDArray
+
+from cifar_resnet import figures, metrics, significance
+from cifar_resnet.errors import UserError
+from cifar_resnet.images import Labels
+
+LOGITS = "data/evaluation/logits.npy"
+LABELS = "data/prepared/test_labels.npy"
+IMAGES = "data/prepared/test_images.npy"
+CARD = "data/model/model.json"
+WORKSPACE = "workspace"
+SHOWN = 12  # images of either kind
+
+
+@dataclass(frozen=True)
+class Side:
+    """A revision's answers without test-time augmentation: probabilities (N, C), and the true labels (N,)."""
+
+    revision: str
+    probabilities: metrics.Floats
+    labels: Labels
+    classes: list[str]
+
+    @property
+    def predicted(self) -> Labels:
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        return np.asarray(self.predicted == self.labels)
+
+
+def read(root: Path, revision: str) -> Side:
+    """What evaluate wrote at a Git revision, in a DVC experiment, or in the workspace.
+
+    Raises:
+        UserError: if there is no such revision or DVC's cache and remote lack its files.
+    """
+    card = json.loads(content(root, revision, CARD))
+    probabilities = metrics.softmax(array(root, revision, LOGITS)[0], card.get("temperature", 1.0))
+    return Side(revision, probabilities, array(root, revision, LABELS).astype(np.int64), card["classes"])
+
+
+def array(root: Path, revision: str, path: str) -> NDArray[Any]:
+    loaded: NDArray[Any] = np.load(BytesIO(content(root, revision, path)), allow_pickle=False)
+    return loaded
+
+
+def content(root: Path, revision: str, path: str) -> bytes:
+    """A file's bytes, from the workspace or as Git or DVC keep it.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    try:
+        if revision == WORKSPACE:
+            return (root / path).read_bytes()
+        with dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
+            found: bytes = stream.read()
+            return found
+    except (OSError, DvcException, SCMError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{revision}: no {path} ({said}); run `dvc repro evaluate` there, or `dvc pull`") from None
+
+
+def report(first: Side, second: Side) -> str:
+    """The paired difference and what became of every class, in lines for people.
+
+    Raises:
+        UserError: if the two were measured on different test data.
+    """
+    if not np.array_equal(first.labels, second.labels):
+        raise UserError(f"{first.revision} and {second.revision} were measured on different test data")
+    found = significance.paired(second.right, first.right)
+    both, neither = int((first.right & second.right).sum()), int((~first.right & ~second.right).sum())
+    lines = [
+        f"{first.revision}: {first.right.mean():.2%}, {second.revision}: {second.right.mean():.2%} of "
+        f"{len(first.labels):,} test images",
+        f"difference {found} (McNemar's exact test)",
+        f"both right {both:,}, only {first.revision} {found.only_second:,}, "
+        f"only {second.revision} {found.only_first:,}, neither {neither:,}",
+        f"{'class':<12}{'gained':>8}{'lost':>8}{'points':>8}",
+    ]
+    for label, name in enumerate(first.classes):
+        rows = first.labels == label
+        if rows.any():
+            part = significance.paired(second.right[rows], first.right[rows])
+            lines.append(f"{name:<12}{part.only_first:>8}{part.only_second:>8}{100 * part.difference:>+8.1f}")
+    return "\n".join(lines)
+
+
+def picture(first: Side, second: Side, root: Path) -> Any:
+    """The images that only one has right: those lost, then those gained, the most confident mistakes first."""
+    lost = surest(second, np.flatnonzero(first.right & ~second.right))
+    gained = surest(first, np.flatnonzero(second.right & ~first.right))
+    rows = np.concatenate([lost, gained])
+    if not len(rows):
+        return figures.notice(f"{first.revision} and {second.revision} have the same images right")
+    classes, pixels = first.classes, array(root, first.revision, IMAGES)[rows]
+    kinds = ["lost"] * len(lost) + ["gained"] * len(gained)
+    captions = [
+        f"{kind}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"
+        for kind, row in zip(kinds, rows, strict=True)
+    ]
+    title = f"Answers of {first.revision} → {second.revision}"
+    return figures.gallery(pixels, captions, title)
+
+
+def surest(wrong: Side, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The rows, at most SHOWN of them, of which that side is most confident."""
+    return rows[np.argsort(-wrong.probabilities[rows].max(axis=1), kind="stable")][:SHOWN]

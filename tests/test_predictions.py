@@ -1,0 +1,103 @@
+import csv
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_images
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cifar_resnet import inference, inputs, predictions, product
+from cifar_resnet.errors import UserError
+from cifar_resnet.hardware import device, precision
+from cifar_resnet.inputs import Chunk
+from cifar_resnet.metrics import softmax
+from cifar_resnet.predictions import Prediction, Tally
+
+PIXELS = tiny_images(1, seed=5).pixels
+CAT = Prediction(0, "a.png", [3, 5], ["cat", "dog"], [0.75, 0.125])
+DOG = Prediction(1, "b.png", [5, 3], ["dog", "cat"], [0.5, 0.25])
+
+
+def written(kind: str, *found: Prediction) -> str:
+    stream = StringIO()
+    predictions.WRITERS[kind](stream, iter(found))
+    return stream.getvalue()
+
+
+def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: Path) -> None:
+    chunks, tally = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"]), Chunk(list("bcd"), PIXELS[1:4], [])], Tally()
+    found = list(predictions.predict(project / "data/model", chunks, tally, strict=False, batch_size=4, top=3))
+    model, card = product.load(project / "data/model", device())
+    used, _ = precision("auto", device())
+    logits = inference.predict(model, PIXELS[:4], batch_size=4, precision=used, augmented=True).numpy()
+    for place, (prediction, row) in enumerate(zip(found, softmax(logits), strict=True)):
+        assert (prediction.index, prediction.file) == (place, "abcd"[place])
+        assert prediction.labels == np.argsort(-row)[:3].tolist()
+        assert prediction.class_names == [card["classes"][label] for label in prediction.labels]
+        assert prediction.confidences == pytest.approx(np.sort(row)[::-1][:3].tolist(), rel=1e-2)  # bfloat16, by batch
+    assert (tally.predicted, tally.skipped) == (4, 1)
+
+
+def test_the_temperature_of_the_model_makes_confidences_milder(project: Path, tmp_path: Path) -> None:
+    card = json.loads((project / "data/model/model.json").read_text())
+    (tmp_path / "model.safetensors").symlink_to(project / "data/model/model.safetensors")
+
+    def confidences(temperature: float) -> list[float]:
+        (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": temperature}))
+        chunks = [Chunk(["a"] * 4, PIXELS[:4], [])]
+        found = predictions.predict(tmp_path, chunks, Tally(), strict=True, batch_size=4)
+        return [prediction.confidences[0] for prediction in found]
+
+    assert all(mild < sure for mild, sure in zip(confidences(2.0), confidences(1.0), strict=True))
+
+
+def test_strict_makes_a_refusal_an_error_and_nothing_is_one_too(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = project / "data/model"
+    refused = Chunk([], PIXELS[:0], ["bad.png: broken"])
+    with pytest.raises(UserError, match=r"^bad.png: broken$"):
+        list(predictions.predict(folder, [refused], Tally(), strict=True, batch_size=4))
+    with pytest.raises(UserError, match="no image to predict"):
+        list(predictions.predict(folder, [refused], Tally(), strict=False, batch_size=4))
+    assert capsys.readouterr().err == "left out: bad.png: broken\n"
+
+
+def test_the_csv_has_two_columns_for_every_class_told() -> None:
+    assert written("csv", CAT, DOG) == (
+        "index,file,label,class_name,confidence,class_name_2,confidence_2\n"
+        "0,a.png,3,cat,0.750000,dog,0.125000\n"
+        "1,b.png,5,dog,0.500000,cat,0.250000\n"
+    )
+
+
+def test_the_json_is_an_array_with_one_object_a_line() -> None:
+    text = written("json", CAT, DOG)
+    assert json.loads(text)[1]["classes"][0] == {"label": 5, "class_name": "dog", "confidence": 0.5}
+    assert len(text.splitlines()) == 4
+
+
+def test_the_table_is_a_line_an_image() -> None:
+    assert written("table", CAT) == "cat         75.0%  dog         12.5%  a.png\n"
+
+
+@given(st.lists(st.text(st.characters(codec="utf-16", exclude_categories=[])), min_size=1, max_size=5))
+def test_names_of_any_kind_leave_the_csv_and_the_json_well_formed(names: list[str]) -> None:
+    shown = [inputs.printable(name) for name in names]
+    found = [Prediction(index, name, [0], ["cat"], [1.0]) for index, name in enumerate(shown)]
+    table = written("csv", *found)
+    table.encode()
+    assert [row["file"].removeprefix("'") for row in csv.DictReader(StringIO(table))] == [
+        name.removeprefix("'") for name in shown
+    ]
+    assert len(table.splitlines()) == len(names) + 1
+    assert [entry["file"] for entry in json.loads(written("json", *found))] == shown
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
+def test_no_name_is_a_formula(name: str) -> None:
+    table = written("csv", Prediction(0, name, [0], ["cat"], [1.0]))
+    assert list(csv.reader(StringIO(table)))[1][1] == f"'{name}"
