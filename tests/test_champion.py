@@ -158,6 +158,20 @@ def test_rollback_goes_back_one_champion_at_a_time_and_is_recorded(client: Mlflo
     assert found[3].when.endswith("+00:00")
 
 
+def test_the_gate_does_not_bring_back_what_was_rolled_back(client: MlflowClient) -> None:
+    candidate(client, 0.92)
+    candidate(client, 0.93)
+    champion.move(client, NAME, 1, action="rollback", why="it errs on ships")
+    again = champion.decide(client, 2, policy())
+    assert (again.champion, again.reason) == (
+        False,
+        "it was rolled back (it errs on ships) and needs `promote 2` by hand",
+    )
+    assert aliases(client) == {"champion": 1, "challenger": 2}
+    champion.move(client, NAME, 2, action="promote", why="it does not")
+    assert champion.decide(client, 2, policy()).champion
+
+
 def test_an_alias_moved_elsewhere_rolls_back_to_the_last_recorded_champion(client: MlflowClient) -> None:
     for accuracy in (0.92, 0.93):
         candidate(client, accuracy)

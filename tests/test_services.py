@@ -172,6 +172,25 @@ def test_what_cannot_be_used_is_refused_with_the_reason_and_the_server_lives_on(
     assert ask(served, good.tolist())[0] == 200
 
 
+WHENCE = """
+import sys
+import mlflow
+
+mlflow.pyfunc.load_model(sys.argv[1])
+print(*(module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "cifar_resnet"))
+"""
+
+
+def test_the_registered_model_brings_its_own_code(project: Path, tmp_path: Path) -> None:
+    """Also where this package is installed: an older version must answer with the code that it came with."""
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{project / 'mlflow.db'}"}
+    command = [sys.executable, "-c", WHENCE, f"models:/{NAME}@champion"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    files = done.stdout.split()
+    assert "inputs.py" in {Path(file).name for file in files}
+    assert all(file.startswith(str(project / "mlartifacts")) for file in files), files
+
+
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
     """The address of a PostgreSQL of our own in a temporary folder, trusting whoever reaches 127.0.0.1."""

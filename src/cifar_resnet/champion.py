@@ -102,12 +102,17 @@ def find(client: MlflowClient, name: str) -> ModelVersion | None:
 def decide(client: MlflowClient, version: int, policy: RegisterParams) -> Decision:
     """Make `version` the champion if it passes the gate, else the challenger; to be called while `locked`.
 
+    What a person rolled back, the gate does not bring back.
+
     The evidence lies in the tags of the versions: accuracy, parameters, test_data (hash of the images) and
     test_correct (of `pack`).
     """
     name = policy.model_name
     candidate, present = client.get_model_version(name, str(version)), find(client, name)
     wins, reason, comparison = judge(candidate, present, policy)
+    undone = [each for each in history(client, name) if each.action == "rollback" and each.before == version]
+    if wins and undone and (present is None or int(present.version) != version):
+        wins, reason = False, f"it was rolled back ({undone[-1].why}) and needs `promote {version}` by hand"
     if wins:
         move(client, name, version, action="promote", why=reason)
         holder = find(client, name)
