@@ -28,7 +28,7 @@ DOORS = {
     "yaml": {"params"},
     "pydantic": {"params"},
     "mlflow": {"tracking", "registry", "serving", "champion", "models"},
-    "filelock": {"champion"},
+    "filelock": {"champion", "tracking"},
     "matplotlib": {"figures"},
     "sklearn": {"split", "metrics"},
     "scipy": {"metrics", "calibration", "significance"},

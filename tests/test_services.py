@@ -280,15 +280,15 @@ import sys
 from pathlib import Path
 from cifar_resnet import tracking
 
-with tracking.training_run(Path(sys.argv[1]), sys.argv[2]) as run:
-    for epoch in range(50):
-        run.metrics({"train_loss": epoch / 7, "train_accuracy": epoch / 50, "validation_loss": 0.5}, step=epoch)
+root, name = Path(sys.argv[1]), sys.argv[2]
+with tracking.training_run(root, name, root / "data/scratch" / name, alive=lambda _: True) as run:
+    for epoch in range(1, 51):
+        run.epoch({"train_loss": epoch / 7, "train_accuracy": epoch / 50, "validation_loss": 0.5}, epoch)
 print(run.id)
 """
 
 
-def test_four_writers_in_one_sqlite_database_lose_no_metric(tmp_path: Path) -> None:
-    tracking.connect(tmp_path)
+def test_four_writers_in_one_new_sqlite_database_lose_no_metric(tmp_path: Path) -> None:
     writers = [
         subprocess.Popen(
             [sys.executable, "-c", WRITER, tmp_path, str(number)],
@@ -305,4 +305,4 @@ def test_four_writers_in_one_sqlite_database_lose_no_metric(tmp_path: Path) -> N
     for out, _ in said:
         for name in ("train_loss", "train_accuracy", "validation_loss"):
             history = client.get_metric_history(out.split()[-1], name)
-            assert sorted(metric.step for metric in history) == list(range(50))
+            assert sorted(metric.step for metric in history) == list(range(1, 51))

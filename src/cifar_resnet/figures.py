@@ -126,9 +126,11 @@ def notice(text: str) -> Figure:
 
 
 def gallery(pixels: Pixels, captions: Sequence[str], title: str) -> Figure:
-    """Images (N, 3, 32, 32) with a caption each, six in a row."""
+    """Images (N, 3, 32, 32) with a caption each, six in a row; without any, a notice."""
+    if not len(captions):
+        return notice(f"{title}: there are none")
     columns = 6
-    figure = Figure(figsize=(9, 1.85 * max(1, -(-len(captions) // columns))), layout="constrained")
+    figure = Figure(figsize=(9, 1.85 * -(-len(captions) // columns)), layout="constrained")
     for place, (image, caption) in enumerate(zip(pixels, captions, strict=True), start=1):
         axes = figure.add_subplot(-(-len(captions) // columns), columns, place)
         axes.imshow(image.transpose(1, 2, 0))

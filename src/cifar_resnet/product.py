@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cifar_resnet import resnet
@@ -45,6 +46,6 @@ def load(folder: Path, device: torch.device) -> tuple[ResNet, dict[str, Any]]:
         normalisation = card["normalisation"]
         model = resnet.build(ModelParams(**card["architecture"]), normalisation["mean"], normalisation["deviation"])
         model.load_state_dict(load_file(folder / WEIGHTS))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: no usable model ({error}); run `dvc repro train`") from None
     return model.to(device).eval(), card

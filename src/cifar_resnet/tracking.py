@@ -5,13 +5,14 @@ import platform
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
 import mlflow.data.meta_dataset
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
@@ -68,13 +69,14 @@ def connect(root: Path) -> MlflowClient:
     home = Path(os.environ.get("DVC_ROOT", root)).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
+    local = urlsplit(uri).scheme == "sqlite"
     try:
-        client = MlflowClient()
-        if client.get_experiment_by_name(EXPERIMENT) is None:
-            local = urlsplit(uri).scheme == "sqlite"
-            _create(client, (home / "mlartifacts").as_uri() if local else None)
-            if local:
-                _let_readers_in(urlsplit(uri).path[1:])
+        with FileLock(f"{home / 'mlflow.db'}.new") if local else nullcontext():
+            client = MlflowClient()
+            if client.get_experiment_by_name(EXPERIMENT) is None:
+                _create(client, (home / "mlartifacts").as_uri() if local else None)
+                if local:
+                    _let_readers_in(urlsplit(uri).path[1:])
     except Exception as error:
         address = urlsplit(uri)
         shown = address._replace(netloc=address.hostname or "").geturl()
@@ -84,6 +86,7 @@ def connect(root: Path) -> MlflowClient:
 
 
 def _create(client: MlflowClient, artifacts: str | None) -> None:
+    """Under a lock where the database is a file: its schema must be made once, not by four processes at a time."""
     try:
         client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     except MlflowException:  # another process was faster
