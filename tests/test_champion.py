@@ -58,7 +58,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def client(empty: Path, tmp_path: Path) -> MlflowClient:
-    shutil.copy(empty, tmp_path)
+    for file in empty.parent.glob("mlflow.db*"):  # with what is written ahead
+        shutil.copy(file, tmp_path)
     return tracking.connect(tmp_path)
 
 

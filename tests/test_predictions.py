@@ -33,7 +33,7 @@ def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: 
     model, card = product.load(project / "data/model", device())
     used, _ = precision("auto", device())
     logits = inference.predict(model, PIXELS[:4], batch_size=4, precision=used, augmented=True).numpy()
-    for place, (prediction, row) in enumerate(zip(found, softmax(logits), strict=True)):
+    for place, (prediction, row) in enumerate(zip(found, softmax(logits, card["temperature"]), strict=True)):
         assert (prediction.index, prediction.file) == (place, "abcd"[place])
         assert prediction.labels == np.argsort(-row)[:3].tolist()
         assert prediction.class_names == [card["classes"][label] for label in prediction.labels]

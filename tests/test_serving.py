@@ -76,6 +76,7 @@ def test_all_else_is_refused_with_what_was_found(given: object, reason: str) -> 
 
 def test_the_cards_temperature_divides_the_logits(project: Path) -> None:
     model = mlflow.pyfunc.load_model(f"models:/{version(project)}").unwrap_python_model()
+    model.card["temperature"] = 1.0
     one = model.predict(None, RAW)
     model.card["temperature"] = 2.0
     two = model.predict(None, RAW)

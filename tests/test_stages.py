@@ -79,7 +79,8 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert metrics["parameters"] > 1000
     assert {"accuracy_tta", "log_loss", "multiply_adds", "images_per_second"} <= set(metrics)
     assert {"precision", "recall", "f1"} <= set(metrics["per_class"]["ship"])
-    assert 0.1 < metrics["mean_corruption_accuracy"] <= metrics["corruption_baseline_accuracy"] == metrics["accuracy"]
+    assert 0.1 < metrics["mean_corruption_accuracy"] < 1
+    assert metrics["corruption_baseline_accuracy"] == metrics["accuracy"]  # fewer than 100 of a class: all are taken
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
     assert metrics["model_bytes"] == (project / "data/model/model.safetensors").stat().st_size
     table = rows(evaluation / "predictions.csv")
@@ -107,7 +108,7 @@ def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_
     stage("evaluate").main(tmp_path)
     before, found = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
     for name in ("log_loss", "expected_calibration_error"):
-        assert before[name] == before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name]
+        assert before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name] != before[name]
     assert found["accuracy"] == before["accuracy"]
     assert "mean_corruption_accuracy" not in found
     assert (tmp_path / "data/evaluation/corruptions.png").stat().st_size > 1000
