@@ -358,10 +358,16 @@ class Network:
         for name in self.addresses:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
-    def torchrun(self, name: str, training: Training) -> "subprocess.Popen[str]":
+    def power_off(self, name: str) -> None:
+        found = subprocess.run(["ip", "netns", "pids", name], check=True, capture_output=True, text=True)
+        for process in found.stdout.split():
+            os.kill(int(process), signal.SIGKILL)
+
+    def torchrun(self, name: str, training: Training, port: int) -> "subprocess.Popen[str]":
         options = (
-            f"--nnodes=2 --nproc-per-node=1 --max-restarts=3 --rdzv-id=cifar --rdzv-backend=c10d "
-            f"--rdzv-endpoint={self.addresses['one']}:29577 --local-addr={self.addresses[name]}"
+            f"--nnodes=2 --nproc-per-node=1 --rdzv-id=cifar --rdzv-backend=c10d "
+            f"--rdzv-endpoint={self.addresses['one']}:{port} --local-addr={self.addresses[name]} "
+            f"--rdzv-conf=is_host={int(name == 'one')}"
         ).split()
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *options]
         environment = {
@@ -369,7 +375,7 @@ class Network:
         }  # fmt: skip
         return subprocess.Popen(
             [*command, str(ROOT / "stages/train.py")], cwd=training.root, env=environment, stdout=-1,
-            stderr=subprocess.STDOUT, text=True, bufsize=1, start_new_session=True,
+            stderr=subprocess.STDOUT, text=True, bufsize=1,
         )  # fmt: skip
 
 
@@ -377,16 +383,18 @@ def test_one_of_two_machines_is_killed_and_comes_back(prepared: Path, tmp_path: 
     tried["one of two machines killed and restarted"] += 1
     training = Training(tmp_path / "p", prepared, train={"epochs": 40})
     with Network() as network:
-        nodes = {name: network.torchrun(name, training) for name in network.addresses}
+        nodes = {name: network.torchrun(name, training, port=29577) for name in network.addresses}
         while not list(training.root.glob("data/scratch/*/state.previous")):
             assert all(node.poll() is None for node in nodes.values())
             time.sleep(0.01)
-        os.killpg(nodes["two"].pid, signal.SIGKILL)
-        nodes["two"].wait()
-        nodes["two"] = network.torchrun("two", training)
-        said = {name: node.communicate(timeout=240)[0] for name, node in nodes.items()}
-    assert [node.returncode for node in nodes.values()] == [0, 0], said
-    assert "going on after epoch" in "".join(said.values())
+        network.power_off("two")
+        said, _ = nodes["one"].communicate(timeout=60)
+        assert nodes["one"].returncode == 1
+        assert "another process of this training is lost" in said
+        nodes = {name: network.torchrun(name, training, port=29578) for name in network.addresses}
+        ends = {name: node.communicate(timeout=240)[0] for name, node in nodes.items()}
+    assert [node.returncode for node in nodes.values()] == [0, 0], ends
+    assert "going on after epoch" in "".join(ends.values())
     client = tracking.connect(training.root)
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     assert experiment is not None
