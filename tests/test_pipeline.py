@@ -66,7 +66,7 @@ def test_the_pipeline_on_the_real_data(tmp_path: Path) -> None:
     copy_of_the_project(tmp_path)
     dvc(tmp_path, "repro")
     metrics = json.loads((tmp_path / "data/evaluation/metrics.json").read_text())
-    assert metrics["accuracy"] > 0.15  # 1,000 images, 20 steps; chance is 0.10 with a deviation of 0.003
+    assert metrics["accuracy"] > 0.12  # 1,000 images, 20 steps; chance is 0.10 with a deviation of 0.003
     assert sum(1 for _ in (tmp_path / "data/predictions/submission.csv").open()) == 10_001
     assert "Data and pipelines are up to date." in dvc(tmp_path, "repro")
     assert "accuracy_tta" in dvc(tmp_path, "metrics", "show")
