@@ -5,7 +5,7 @@ bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
 
 help:            ## list these commands
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 
 # Set up once; again only when the dependencies change. The marker is written last, so an interrupted set-up is done over.
 .venv/ready: pyproject.toml constraints.txt
@@ -26,7 +26,7 @@ test: .venv/ready ## run every check: format, lint, types, tests
 	@ruff format --check --quiet . && ruff check --quiet . && mypy
 	@pytest
 
-test-faults: .venv/ready ## kill trainings in every way and compare with an unbroken one, about 5 minutes
+test-faults: .venv/ready ## kill trainings in every way and compare with an unbroken one, about 11 minutes
 	@pytest -m faults
 
 test-services: .venv/ready ## run the tests with real servers: models over HTTP, MLflow on PostgreSQL, several writers
@@ -43,8 +43,8 @@ compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
-models: .venv/ready ## list the registered models; `python -m cifar_resnet.models --help` says how to promote and roll back
-	@python -m cifar_resnet.models list
+models: .venv/ready ## list the registered models; `python -m cifar_resnet models --help` says how to promote and roll back
+	@python -m cifar_resnet models list
 
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt

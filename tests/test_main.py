@@ -123,8 +123,17 @@ def test_an_output_that_cannot_be_written_is_named(
     assert len(list(photos.iterdir())) == 2
 
 
+def test_the_registry_answers_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, project, "models", "list") == 0
+    assert "champion" in capsys.readouterr().out
+    assert run(monkeypatch, project, "models", "promote", 1, "--dry-run") == 0
+    assert "is the champion already" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "arguments", [[], ["predict"], ["predict", "a", "--top", "0"], ["predict", "a", "--format", "x"]]
+    "arguments", [[], ["models"], ["predict"], ["predict", "a", "--top", "0"], ["predict", "a", "--format", "x"]]
 )
 def test_wrong_usage_exits_with_2(tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as stopped:

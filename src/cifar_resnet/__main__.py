@@ -1,9 +1,9 @@
-"""The commands for people: python -m cifar_resnet predict photo.jpg, python -m cifar_resnet compare HEAD workspace"""
+"""The commands for people: python -m cifar_resnet predict photo.jpg, ... compare HEAD workspace, ... models list"""
 
 import os
 import sys
 import tempfile
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from cifar_resnet import hardware, inputs, params, predictions
@@ -40,7 +40,13 @@ def parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     ))  # fmt: skip
     add_compare(commands.add_parser("compare", help="whether the network of one experiment is better than another's"))
+    add_models(commands.add_parser("models", help="list, promote, roll back registered models", add_help=False))
     return found
+
+
+def add_models(command: ArgumentParser) -> None:
+    command.set_defaults(command=models)
+    command.add_argument("arguments", nargs=REMAINDER)
 
 
 def add_predict(command: ArgumentParser) -> None:
@@ -97,6 +103,13 @@ def compare(root: Path, arguments: Namespace) -> int:
     with whole(arguments.output) as temporary:
         comparison.picture(first, second, root).savefig(temporary, dpi=110, format="png")
     print(f"the images that only one has right, the most confident mistakes first -> {arguments.output}")
+    return 0
+
+
+def models(root: Path, arguments: Namespace) -> int:
+    from cifar_resnet import models  # MLflow takes seconds to import
+
+    models.main(root, arguments.arguments)
     return 0
 
 

@@ -1,7 +1,6 @@
-"""Commands on the registered models: `python -m cifar_resnet.models list`, `promote VERSION`, `rollback`."""
+"""Commands on the registered models: `python -m cifar_resnet models list`, `promote VERSION`, `rollback`."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -9,7 +8,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cifar_resnet import champion, params, tracking
-from cifar_resnet.errors import UserError, run
+from cifar_resnet.errors import UserError
 
 
 def main(root: Path, arguments: list[str]) -> None:
@@ -28,7 +27,7 @@ def main(root: Path, arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m cifar_resnet.models", description="The registered models.")
+    parser = argparse.ArgumentParser(prog="python -m cifar_resnet models", description="The registered models.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all versions with their evidence, and every change of the champion")
     promote = commands.add_parser("promote", help="make a version the champion, whatever the policy says")
@@ -79,7 +78,3 @@ def changes(client: MlflowClient, name: str) -> list[str]:
 
 def accuracy(version: ModelVersion) -> str:
     return f"{float(version.tags.get('accuracy', 'nan')):.2%}"
-
-
-if __name__ == "__main__":
-    run(lambda root: main(root, sys.argv[1:]))
