@@ -192,7 +192,7 @@ def test_a_damaged_newest_state(
     assert (training.scratch / PREVIOUS).exists()
     damage(training.scratch)
     said = training.finish()
-    assert re.search(r"the saved state is (damaged|missing), so the one before it is taken", said)
+    assert re.search(r"the saved state is (damaged|missing), so it is passed over", said)
     assert "going on after epoch" in said
     training.check(unbroken)
     survived[fault] += 1

@@ -20,7 +20,9 @@ def resume(state: TrainState, saved: Checkpoint | None, world: World) -> list[Ep
     """
     kept, wrong = saved.load() if saved else (None, [])
     for problem in wrong:
-        print(f"train: the saved {problem}, so the one before it is taken", flush=True)
+        print(f"train: the saved {problem}, so it is passed over", flush=True)
+    if wrong and kept is None:
+        print("train: no whole state is left, so training starts afresh", flush=True)
     kept = world.from_leader(kept)
     if kept is None:
         return []
