@@ -47,6 +47,14 @@ def test_a_flipped_bit_anywhere_falls_back_a_generation(saved: Checkpoint, place
     assert saved.load()[1] == ["state is damaged"]
 
 
+def test_a_damaged_state_does_not_push_out_the_whole_one_before_it(saved: Checkpoint) -> None:
+    os.truncate(saved.folder / NEWEST, 1000)
+    saved.save({"weights": torch.full((1000,), 3)})
+    assert generation(saved) == 3
+    (saved.folder / NEWEST).unlink()
+    assert generation(saved) == 1
+
+
 @pytest.mark.parametrize("length", [0, 1, 32, 1000])
 def test_a_truncated_state_falls_back_a_generation(saved: Checkpoint, length: int) -> None:
     os.truncate(saved.folder / NEWEST, length)

@@ -56,7 +56,9 @@ class Checkpoint:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if newest.exists():
+            if (
+                _whole(newest) is not None
+            ):  # a damaged one must not take the place of the one that training goes on from
                 newest.replace(self.folder / PREVIOUS)
             temporary.replace(newest)
             _flush(self.folder)
@@ -74,9 +76,9 @@ class Checkpoint:
         """(the newest whole state or None, what was wrong with newer ones)."""
         wrong: list[str] = []
         for path in (self.folder / NEWEST, self.folder / PREVIOUS):
-            content = path.read_bytes() if path.exists() else b""
-            if content and hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]:
-                return torch.load(io.BytesIO(content[DIGEST_BYTES:]), weights_only=True), wrong
+            content = _whole(path)
+            if content is not None:
+                return torch.load(io.BytesIO(content), weights_only=True), wrong
             wrong.append(f"{path.name} is {'damaged' if path.exists() else 'missing'}")
         return None, [] if self.is_new else wrong
 
@@ -118,6 +120,13 @@ def is_claimed(folder: Path) -> bool:
             return not _lock(stream)
     except OSError:
         return False
+
+
+def _whole(path: Path) -> bytes | None:
+    """What a state's file holds behind its digest; None if it is missing or damaged."""
+    content = path.read_bytes() if path.exists() else b""
+    fits = hashlib.sha256(content[DIGEST_BYTES:]).digest() == content[:DIGEST_BYTES]
+    return content[DIGEST_BYTES:] if fits else None
 
 
 def _lock(stream: TextIO) -> bool:
