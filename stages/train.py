@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import torch
 
@@ -20,13 +19,13 @@ from cifar_resnet.inference import predict
 from cifar_resnet.params import Params
 from cifar_resnet.progress import bar
 from cifar_resnet.records import EpochRecord, StepRecord
-from cifar_resnet.training import TrainState, fit
+from cifar_resnet.resnet import ResNet
+from cifar_resnet.training import fit, start
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
 SCRATCH = "data/scratch"
 INPUTS = ("train_images.npy", "train_labels.npy", "validation_images.npy", "validation_labels.npy", "statistics.json")
-WHITENING_IMAGES = 5_000
 
 
 def main(root: Path) -> None:
@@ -43,14 +42,16 @@ def train(root: Path, values: Params, world: World, wish: Event) -> None:
     training, validation = images.read(root / PREPARED, "train"), images.read(root / PREPARED, "validation")
     statistics = read_json(root / PREPARED / "statistics.json")
     precision, why = hardware.precision(values.train.precision, hardware.device())
-    state = start(values, training, statistics, world)
+    state = start(values.model, values.train, training, statistics, world)
     batches = Batches(training, values.train, world)
+    num_images = len(training)
+    del training  # the batches hold their own copy
     moments = fit(state, batches, validation, params=values.train, precision=precision)
     if not world.leads:
         recovery.follow(moments, state, wish, world)
         return
 
-    print(f"train: {resnet.num_parameters(state.model):,} parameters, {len(training):,} images")
+    print(f"train: {resnet.num_parameters(state.model):,} parameters, {num_images:,} images")
     print(f"train: {hardware.name(precision)} on {hardware.device().type}, because {why}", flush=True)
     data = {name: digest(root / PREPARED / name) for name in INPUTS}
     scratch = scratch_folder(root, values, data, hardware.name(precision), world)
@@ -65,8 +66,8 @@ def train(root: Path, values: Params, world: World, wish: Event) -> None:
         watch(guarded, history, values.train.epochs, tracked)
 
         seconds = round(sum(record.seconds for record in history), 1)
-        logits = predict(state.product, validation.pixels, batch_size=batches.batch_size, precision=precision)
-        card = product.card(values.model, statistics, temperature(logits.numpy(), validation.labels))
+        fitted = temperatures(state.product, validation, batches.batch_size, precision)
+        card = product.card(values.model, statistics, fitted)
         found = {"mlflow_run": tracked.id, "train_data": data["train_images.npy"], "seconds": seconds}
         provenance = {**found, **tracking.origin(root), **hardware.facts(precision)}
         product.save(root / MODEL, state.product, card | {"provenance": provenance})
@@ -77,14 +78,13 @@ def train(root: Path, values: Params, world: World, wish: Event) -> None:
     print(f"train: {seconds / 60:.1f} min, {hardware.peak_memory_gb():.1f} GB at the peak -> {MODEL}")
 
 
-def start(values: Params, training: Images, statistics: dict[str, Any], world: World) -> TrainState:
-    """A network that has learned nothing but its whitening filters."""
-    torch.manual_seed(values.train.seed)
-    model = resnet.build(values.model, statistics["channel_mean"], statistics["channel_deviation"])
-    resnet.whiten(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
-    if values.train.shared_normalisation:
-        distributed.share_normalisation(model, world)
-    return TrainState(model.to(hardware.device()), values.train)
+def temperatures(model: ResNet, validation: Images, batch_size: int, precision: torch.dtype) -> dict[str, float]:
+    """What divides the logits without and with test-time augmentation, each fitted on the hold-out."""
+    fitted = {}
+    for name, augmented in (("temperature", False), ("temperature_tta", True)):
+        logits = predict(model, validation.pixels, batch_size=batch_size, precision=precision, augmented=augmented)
+        fitted[name] = temperature(logits.numpy(), validation.labels)
+    return fitted
 
 
 def scratch_folder(root: Path, values: Params, data: dict[str, str], precision: str, world: World) -> Path:

@@ -17,15 +17,15 @@ WEIGHTS = "model.safetensors"
 CARD = "model.json"
 
 
-def card(params: ModelParams, statistics: dict[str, Any], temperature: float) -> dict[str, Any]:
-    """The content of model.json but for its provenance; `statistics` is what preprocess wrote, `temperature` divides
-    the logits before the softmax."""
+def card(params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float]) -> dict[str, Any]:
+    """The content of model.json but for its provenance; `statistics` is what preprocess wrote, `temperatures` what
+    divides the logits before the softmax: temperature, and temperature_tta after test-time augmentation."""
     return {
         "architecture": params.model_dump(),
         "normalisation": {"mean": statistics["channel_mean"], "deviation": statistics["channel_deviation"]},
         "classes": statistics["classes"],
         "input": "uint8 RGB (N, 3, 32, 32)",
-        "temperature": temperature,
+        **temperatures,
     }
 
 

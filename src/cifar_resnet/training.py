@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cifar_resnet import inference, optimizer
+from cifar_resnet import distributed, hardware, inference, optimizer, resnet
 from cifar_resnet.batches import Batches
 from cifar_resnet.distributed import World
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Images
-from cifar_resnet.params import TrainParams
+from cifar_resnet.params import ModelParams, TrainParams
 from cifar_resnet.records import EpochRecord, StepRecord
 from cifar_resnet.resnet import ResNet
+
+WHITENING_IMAGES = 5_000
 
 
 class TrainState:
@@ -57,6 +59,18 @@ class TrainState:
         for each, values in zip(self.optimizers, saved["optimizers"], strict=True):
             each.load_state_dict(values)
         self.epochs_done, self.measured, self.seconds = saved["progress"]
+
+
+def start(
+    model: ModelParams, params: TrainParams, training: Images, statistics: dict[str, Any], world: World
+) -> TrainState:
+    """A network that has learned nothing but its whitening filters; `statistics` is what preprocess wrote."""
+    torch.manual_seed(params.seed)
+    network = resnet.build(model, statistics["channel_mean"], statistics["channel_deviation"])
+    resnet.whiten(network, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    if params.shared_normalisation:
+        distributed.share_normalisation(network, world)
+    return TrainState(network.to(hardware.device()), params)
 
 
 def fit(
