@@ -46,7 +46,10 @@ ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 models: .venv/ready ## list the registered models; `python -m cifar_resnet models --help` says how to promote and roll back
 	@python -m cifar_resnet models list
 
+mlflow-rebuild: .venv/ready ## show in MLflow what it lacks of the workspace and of every experiment
+	@python -m cifar_resnet rebuild
+
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults test-services models compare benchmark ui constraints
+.PHONY: help setup repro test test-faults test-services models mlflow-rebuild compare benchmark ui constraints

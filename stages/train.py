@@ -16,10 +16,12 @@ from cifar_resnet.errors import run, wish_to_stop
 from cifar_resnet.files import digest, read_json
 from cifar_resnet.images import Images
 from cifar_resnet.inference import predict
+from cifar_resnet.lineage import origin, recipe, title
 from cifar_resnet.params import Params
 from cifar_resnet.progress import bar
 from cifar_resnet.records import EpochRecord, StepRecord
 from cifar_resnet.resnet import ResNet
+from cifar_resnet.runs import Run
 from cifar_resnet.training import fit, start
 
 PREPARED = "data/prepared"
@@ -54,10 +56,12 @@ def train(root: Path, values: Params, world: World, wish: Event) -> None:
     print(f"train: {resnet.num_parameters(state.model):,} parameters, {num_images:,} images")
     print(f"train: {hardware.name(precision)} on {hardware.device().type}, because {why}", flush=True)
     data = {name: digest(root / PREPARED / name) for name in INPUTS}
+    source, text = origin(root), (root / "params.yaml").read_text(encoding="utf-8")
+    name, again = title(root, text) or params.summary(values), recipe(root, source.get("git_commit", ""), text)
     scratch = scratch_folder(root, values, data, hardware.name(precision), world)
     with (
         checkpoint.claimed(scratch, minutes=values.checkpoint.minutes) as saved,
-        tracking.training_run(root, params.summary(values), scratch, alive=checkpoint.is_claimed) as tracked,
+        tracking.training_run(root, name, scratch, values.tracking, alive=checkpoint.is_claimed) as tracked,
     ):
         tracked.params({"model": values.model.model_dump(), "train": values.train.model_dump()})
         tracked.dataset("CIFAR-10 train", data["train_images.npy"], statistics["source"])
@@ -69,10 +73,11 @@ def train(root: Path, values: Params, world: World, wish: Event) -> None:
         fitted = temperatures(state.product, validation, batches.batch_size, precision)
         card = product.card(values.model, statistics, fitted)
         found = {"mlflow_run": tracked.id, "train_data": data["train_images.npy"], "seconds": seconds}
-        provenance = {**found, **tracking.origin(root), **hardware.facts(precision)}
+        provenance = {**found, **source, **hardware.facts(precision)}
         product.save(root / MODEL, state.product, card | {"provenance": provenance})
         records.write(root / MODEL / "history.csv", history)
         tracked.artifact(root / MODEL / "history.csv")
+        tracked.trained(history, again)
         tracked.tags({"train_data": data["train_images.npy"], "model": digest(root / MODEL / product.WEIGHTS)})
         saved.remove()
     print(f"train: {seconds / 60:.1f} min, {hardware.peak_memory_gb():.1f} GB at the peak -> {MODEL}")
@@ -97,14 +102,13 @@ def scratch_folder(root: Path, values: Params, data: dict[str, str], precision: 
     return Path(os.environ.get("DVC_ROOT", root)).resolve() / SCRATCH / key
 
 
-def watch(
-    moments: Iterable[StepRecord | EpochRecord], history: list[EpochRecord], epochs: int, tracked: tracking.Run
-) -> None:
+def watch(moments: Iterable[StepRecord | EpochRecord], history: list[EpochRecord], epochs: int, tracked: Run) -> None:
     """Show and log what happens, after what happened before an interruption."""
     for before in history:
         tracked.epoch(before.metrics(), before.epoch)
     with bar("train", epochs) as watched:
         for record in moments:
+            tracked.sample()
             if isinstance(record, StepRecord):
                 watched.at(record.epoch - 1 + record.step / record.steps, record.line(epochs))
             else:

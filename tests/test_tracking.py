@@ -1,3 +1,4 @@
+import re
 import sqlite3
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -5,8 +6,10 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run as MlflowRun
 
-from cifar_resnet import tracking
+from cifar_resnet import runs, tracking
 from cifar_resnet.errors import UserError
+from cifar_resnet.params import TrackingParams
+from cifar_resnet.records import EpochRecord
 
 
 def stored(root: Path, run_id: str) -> MlflowRun:
@@ -14,9 +17,10 @@ def stored(root: Path, run_id: str) -> MlflowRun:
 
 
 def training_run(
-    root: Path, name: str, scratch: Path | None = None, alive: bool = False
-) -> AbstractContextManager[tracking.Run]:
-    return tracking.training_run(root, name, scratch or root / "data/scratch/abc", alive=lambda _: alive)
+    root: Path, name: str, scratch: Path | None = None, alive: bool = False, **params: bool
+) -> AbstractContextManager[runs.Run]:
+    values = TrackingParams(**{"enabled": True, "system_metrics": False} | params)
+    return tracking.training_run(root, name, scratch or root / "data/scratch/abc", values, alive=lambda _: alive)
 
 
 def test_a_run_holds_what_was_logged_and_ends_finished(tmp_path: Path) -> None:
@@ -103,3 +107,103 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(
     with pytest.raises(UserError, match="MLflow at nonsense://host/x cannot be used") as caught:
         tracking.connect(tmp_path)
     assert "secret" not in str(caught.value)
+
+
+def record(epoch: int, accuracy: float | None) -> EpochRecord:
+    return EpochRecord(epoch, 1.0 / epoch, 0.5, None if accuracy is None else 1.0, accuracy, 0.1, 60.0, 100.0)
+
+
+def test_best_and_final_values_are_metrics_of_their_own_and_the_result_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "metrics.json").write_text(
+        '{"accuracy": 0.9366, "accuracy_tta": 0.946, "parameters": 3190442, "mlflow_run": "x", "interval": [0]}'
+    )
+    with training_run(tmp_path, "first") as run:
+        run.trained([record(1, 0.5), record(2, 0.75), record(3, 0.625)], "To reproduce it: dvc repro")
+    again = tracking.run_of(tmp_path, run.id)
+    again.evaluated(tmp_path)
+    again.end()
+    found = stored(tmp_path, run.id).data
+    assert found.metrics == {
+        "best_epoch": 2,
+        "best_validation_accuracy": 0.75,
+        "final_validation_accuracy": 0.625,
+        "test_accuracy": 0.9366,
+        "test_accuracy_tta": 0.946,
+        "test_parameters": 3190442,
+    }
+    assert found.tags["mlflow.note.content"].split("\n\n") == [
+        "**93.66%** of the test images right, 94.60% with test-time augmentation; 3,190,442 parameters.",
+        "3 epochs in 3.0 min. Hold-out: 62.50% right at the end, 75.00% after epoch 2.",
+        "To reproduce it: dvc repro",
+    ]
+
+
+def test_without_a_hold_out_there_is_no_best_epoch(tmp_path: Path) -> None:
+    with training_run(tmp_path, "first") as run:
+        run.trained([record(1, None)], "")
+    found = stored(tmp_path, run.id).data
+    assert found.metrics == {}
+    assert found.tags["mlflow.note.content"].startswith("1 epochs in 1.0 min.")
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_machine_is_watched_if_asked(tmp_path: Path, wanted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "SAMPLE_SECONDS", 0.0)
+    with training_run(tmp_path, "watched", system_metrics=wanted) as run:
+        for epoch in (1, 2):
+            run.sample()
+            run.epoch({"train_loss": 1.0}, epoch)
+        run.epoch({"train_loss": 1.0}, 3)  # no look at the machine meanwhile
+    found = stored(tmp_path, run.id).data.metrics
+    assert any(name.startswith("system/") for name in found) == wanted
+    if wanted:
+        history = run.client.get_metric_history(run.id, "system/system_memory_usage_megabytes")
+        assert [metric.step for metric in history] == [1, 2]
+        assert all(metric.value > 10 for metric in history)
+
+
+def test_tracking_that_is_off_leaves_no_trace(tmp_path: Path) -> None:
+    with training_run(tmp_path, "off", enabled=False, system_metrics=True) as run:
+        run.params({"train": {"epochs": 1}})
+        run.sample()
+        run.epoch({"train_loss": 1.0}, 1)
+        run.dataset("CIFAR-10 train", "abc", "https://example.org/cifar.tar.gz")
+        run.artifact(tmp_path / "missing.csv")
+        run.trained([record(1, 0.5)], "")
+    assert re.fullmatch("[0-9a-f]{32}", run.id), "by which a rebuild knows the run"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["it's", "100% new", 'a "quoted" one', "under_score"])
+def test_a_run_goes_on_in_a_folder_of_whatever_name(tmp_path: Path, name: str) -> None:
+    scratch, neighbour = tmp_path / name / "data/scratch/abc", tmp_path / name.replace("_", "x") / "data/scratch/abc"
+    interrupted = training_run(tmp_path, "first", scratch)
+    broken = interrupted.__enter__()
+    interrupted.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    if neighbour != scratch:
+        with training_run(tmp_path, "neighbour", neighbour) as other:
+            assert other.id != broken.id
+    with training_run(tmp_path, "again", scratch) as run:
+        assert run.id == broken.id
+
+
+def test_what_cannot_be_written_waits_and_is_delivered_in_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifacts = tmp_path / "mlartifacts"
+    (tmp_path / "history.csv").write_text("epoch\n")
+    with training_run(tmp_path, "first") as run:
+        run.epoch({"train_loss": 3.0}, 1)
+        artifacts.touch()  # where a folder is needed
+        run.artifact(tmp_path / "history.csv")
+        run.epoch({"train_loss": 2.0}, 2)
+        assert len(run.waiting) == 2
+        assert len(run.client.get_metric_history(run.id, "train_loss")) == 1
+        assert capsys.readouterr().out.count("the work goes on, what is to be logged is kept") == 1
+        artifacts.unlink()
+        run.try_again_at = 0.0
+        run.epoch({"train_loss": 1.0}, 3)
+        assert not run.waiting
+    history = run.client.get_metric_history(run.id, "train_loss")
+    assert [(m.step, m.value) for m in history] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert stored(tmp_path, run.id).info.status == "FINISHED"

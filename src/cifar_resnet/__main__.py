@@ -1,4 +1,4 @@
-"""The commands for people: python -m cifar_resnet predict photo.jpg, ... compare HEAD workspace, ... models list"""
+"""The commands for people: python -m cifar_resnet predict photo.jpg, compare HEAD workspace, models list, rebuild"""
 
 import os
 import sys
@@ -41,6 +41,10 @@ def parser() -> ArgumentParser:
     ))  # fmt: skip
     add_compare(commands.add_parser("compare", help="whether the network of one experiment is better than another's"))
     add_models(commands.add_parser("models", help="list, promote, roll back registered models", add_help=False))
+    rebuilding = commands.add_parser(
+        "rebuild", help="show in MLflow what it lacks of the workspace and all experiments"
+    )
+    rebuilding.set_defaults(command=rebuild)
     return found
 
 
@@ -110,6 +114,13 @@ def models(root: Path, arguments: Namespace) -> int:
     from cifar_resnet import models  # MLflow takes seconds to import
 
     models.main(root, arguments.arguments)
+    return 0
+
+
+def rebuild(root: Path, arguments: Namespace) -> int:  # noqa: ARG001
+    from cifar_resnet import rebuild  # DVC and MLflow take seconds to import
+
+    rebuild.main(root)
     return 0
 
 

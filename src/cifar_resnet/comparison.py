@@ -6,21 +6,18 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import dvc.api
 import numpy as np
-from dvc.exceptions import DvcException
-from dvc.scm import SCMError
 from numpy.typing import NDArray
 
 from cifar_resnet import figures, metrics, significance
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Labels
+from cifar_resnet.revisions import content
 
 LOGITS = "data/evaluation/logits.npy"
 LABELS = "data/prepared/test_labels.npy"
 IMAGES = "data/prepared/test_images.npy"
 CARD = "data/model/model.json"
-WORKSPACE = "workspace"
 SHOWN = 12  # images of either kind
 
 
@@ -56,23 +53,6 @@ def read(root: Path, revision: str) -> Side:
 def array(root: Path, revision: str, path: str) -> NDArray[Any]:
     loaded: NDArray[Any] = np.load(BytesIO(content(root, revision, path)), allow_pickle=False)
     return loaded
-
-
-def content(root: Path, revision: str, path: str) -> bytes:
-    """A file's bytes, from the workspace or as Git or DVC keep it.
-
-    Raises:
-        UserError: if it cannot be had.
-    """
-    try:
-        if revision == WORKSPACE:
-            return (root / path).read_bytes()
-        with dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
-            found: bytes = stream.read()
-            return found
-    except (OSError, DvcException, SCMError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{revision}: no {path} ({said}); run `dvc repro evaluate` there, or `dvc pull`") from None
 
 
 def report(first: Side, second: Side) -> str:

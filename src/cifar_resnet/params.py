@@ -107,6 +107,11 @@ class CheckpointParams(Section):
     minutes: Rate
 
 
+class TrackingParams(Section):
+    enabled: bool
+    system_metrics: bool
+
+
 class EvaluateParams(Section):
     batch_size: BatchSize
     corruptions: bool
@@ -132,6 +137,7 @@ class Params(Section):
     model: ModelParams
     train: TrainParams
     checkpoint: CheckpointParams
+    tracking: TrackingParams
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]
     predict: PredictParams
@@ -169,6 +175,17 @@ def load(path: Path) -> Params:
         return Params.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_line(path.name, mistake) for mistake in error.errors())) from None
+
+
+def sections(text: str) -> dict[str, dict[str, Any]]:
+    """A params.yaml of whatever age, unchecked; empty if it is none."""
+    values = yaml.safe_load(text)
+    return {name: keys for name, keys in values.items() if isinstance(keys, dict)} if isinstance(values, dict) else {}
+
+
+def flat(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """{"train": {"epochs": 1}} becomes {"train.epochs": 1}."""
+    return {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
 
 
 def summary(values: Params) -> str:

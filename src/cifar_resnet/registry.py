@@ -16,7 +16,7 @@ from cifar_resnet import champion, serving
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Pixels
 from cifar_resnet.product import CARD, WEIGHTS
-from cifar_resnet.tracking import Run
+from cifar_resnet.runs import Run
 
 NEEDED = (
     *("torch", "mlflow", "numpy", "scipy", "scikit-learn", "safetensors"),

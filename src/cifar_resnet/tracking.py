@@ -3,60 +3,24 @@
 import os
 import platform
 import sqlite3
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
-import mlflow.data.meta_dataset
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.data.http_dataset_source import HTTPDatasetSource
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.time import get_current_time_millis
 
+from cifar_resnet import lineage
 from cifar_resnet.errors import UserError
+from cifar_resnet.params import TrackingParams
+from cifar_resnet.runs import Run, Untracked, unusable
 
 EXPERIMENT = "cifar10-resnet"
-PER_EPOCH = "train_loss"
-
-
-class Run:
-    """A run in MLflow, written to by its id; nothing is kept in global state."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self.client = client
-        self.id = run_id
-        self.steps = {metric.step for metric in client.get_metric_history(run_id, PER_EPOCH)}
-
-    def params(self, values: dict[str, Any]) -> None:
-        """Log params.yaml's sections flat: {"train": {"epochs": 1}} becomes train.epochs."""
-        flat = {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
-        self.client.log_batch(self.id, params=[Param(key, str(value)) for key, value in flat.items()])
-
-    def epoch(self, values: dict[str, float], epoch: int) -> None:
-        """Log an epoch's metrics, unless the run has them from before an interruption."""
-        if epoch not in self.steps:
-            self.metrics(values, step=epoch)
-
-    def metrics(self, values: dict[str, float], step: int = 0) -> None:
-        now = get_current_time_millis()
-        self.client.log_batch(self.id, metrics=[Metric(key, value, now, step) for key, value in values.items()])
-
-    def tags(self, values: dict[str, Any]) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
-
-    def artifact(self, path: Path, folder: str | None = None) -> None:
-        self.client.log_artifact(self.id, str(path), folder)
-
-    def dataset(self, name: str, digest: str, address: str) -> None:
-        data = mlflow.data.meta_dataset.MetaDataset(HTTPDatasetSource(address), name=name, digest=digest)
-        used_for = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.id, datasets=[DatasetInput(data._to_mlflow_entity(), [used_for])])
+ORIGINAL = "original_run"  # tag: the id of the run where it trained
+BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # seconds; MLflow's: 7, 120
 
 
 def connect(root: Path) -> MlflowClient:
@@ -69,6 +33,8 @@ def connect(root: Path) -> MlflowClient:
     home = Path(os.environ.get("DVC_ROOT", root)).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
+    for key, value in BOUNDS.items():
+        os.environ.setdefault(key, value)
     local = urlsplit(uri).scheme == "sqlite"
     try:
         with FileLock(f"{home / 'mlflow.db'}.new") if local else nullcontext():
@@ -78,10 +44,7 @@ def connect(root: Path) -> MlflowClient:
                 if local:
                     _let_readers_in(urlsplit(uri).path[1:])
     except Exception as error:
-        address = urlsplit(uri)
-        shown = address._replace(netloc=address.hostname or "").geturl()
-        said = " ".join(str(error).replace(address.netloc or uri, address.hostname or uri).split())[:200]
-        raise UserError(f"MLflow at {shown} cannot be used ({said}); start it or unset MLFLOW_TRACKING_URI") from None
+        raise UserError(f"{unusable(uri, error)}; start it or unset MLFLOW_TRACKING_URI") from None
     return client
 
 
@@ -101,74 +64,106 @@ def _let_readers_in(database: str) -> None:
 
 
 @contextmanager
-def training_run(root: Path, name: str, scratch: Path, *, alive: Callable[[Path], bool]) -> Iterator[Run]:
+def training_run(
+    root: Path, name: str, scratch: Path, params: TrackingParams, *, alive: Callable[[Path], bool]
+) -> Iterator[Run]:
     """A run that ends FINISHED, KILLED if interrupted, or else FAILED; if one broke off in `scratch`, it goes on.
 
     Args:
         scratch: the folder of this training's state; its run carries it as a tag.
         alive: whether a process works in such a folder. Runs that a kill left RUNNING without one become KILLED.
     """
-    client = connect(root)
-    place = f"{platform.node()}:{scratch.resolve()}"
-    run_id = _unfinished(client, place, alive) or _new(client, root, name, scratch=place)
-    client.update_run(run_id, status="RUNNING")
-    run = Run(client, run_id)
+    run = _training_run(root, name, scratch, alive) if params.enabled else Untracked()
+    if params.system_metrics:
+        run.watch_machine()
     try:
         yield run
     except BaseException as error:
-        client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    client.set_terminated(run.id, "FINISHED")
+    run.end("FINISHED")
+
+
+def _training_run(root: Path, name: str, scratch: Path, alive: Callable[[Path], bool]) -> Run:
+    client = connect(root)
+    place = f"{platform.node()}:{scratch.resolve()}"
+    run_id = _unfinished(client, place, alive) or create(client, name, lineage.origin(root) | {"scratch": place})
+    client.update_run(run_id, status="RUNNING")
+    return Run(client, run_id)
 
 
 def run_of(root: Path, run_id: str) -> Run:
     """The run that trained the model, or a new one where this database has none of that id: DVC may have restored
     the model from a cache that was filled with another database."""
     client = connect(root)
+    with needed(client):
+        found = find(client, run_id)
+        if found is None:
+            print(f"MLflow has no run {run_id}, which trained this model: a new run takes its results")
+            found = create(client, "restored", lineage.origin(root) | {ORIGINAL: run_id})
+            client.set_terminated(found, "FINISHED")
+        return Run(client, found)
+
+
+def view_of(root: Path, run_id: str, params: TrackingParams) -> Run:
+    """As `run_of`, but for what lies in files already: where MLflow cannot be used, that is said, and no error."""
+    if not params.enabled:
+        return Untracked(run_id)
     try:
-        client.get_run(run_id)
-    except MlflowException:
-        print(f"MLflow has no run {run_id}, which trained this model: a new run takes its results")
-        run_id = _new(client, root, "restored")
-        client.set_terminated(run_id, "FINISHED")
-    return Run(client, run_id)
+        return run_of(root, run_id)
+    except UserError as error:
+        print(f"{error}; `make mlflow-rebuild` then delivers these results")
+        return Untracked(run_id)
+
+
+def find(client: MlflowClient, run_id: str) -> str | None:
+    """The id here of the run that had `run_id` where it trained; one that was deleted comes back."""
+    try:
+        found = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            raise
+        rebuilt = client.search_runs([experiment_id(client)], f"tags.{ORIGINAL} = '{run_id}'", max_results=1)
+        return str(rebuilt[0].info.run_id) if rebuilt else None
+    if found.info.lifecycle_stage == "deleted":
+        client.restore_run(run_id)
+    return run_id
+
+
+@contextmanager
+def needed(client: MlflowClient) -> Iterator[None]:
+    """For a block that cannot do without MLflow.
+
+    Raises:
+        UserError: if MLflow breaks down meanwhile.
+    """
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{unusable(client.tracking_uri, error)}; mend that and run the same command again") from None
 
 
 def _unfinished(client: MlflowClient, place: str, alive: Callable[[Path], bool]) -> str | None:
     """The last run that broke off at `place`; on the way, stale runs of its siblings are closed."""
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
     siblings = place.rsplit("/", 1)[0]
-    found = client.search_runs(
-        [experiment.experiment_id],
-        f"tags.scratch LIKE '{siblings}/%' AND attributes.status != 'FINISHED'",
-        max_results=1000,
-    )
+    found = [
+        run
+        for run in client.search_runs([experiment_id(client)], "attributes.status != 'FINISHED'", max_results=1000)
+        if run.data.tags.get("scratch", "").startswith(f"{siblings}/")  # LIKE in a filter has no escape for ' % _
+    ]
     for run in found:
         if run.info.status == "RUNNING" and not alive(Path(run.data.tags["scratch"].split(":", 1)[1])):
             client.set_terminated(run.info.run_id, "KILLED")
     return next((str(run.info.run_id) for run in found if run.data.tags["scratch"] == place), None)
 
 
-def _new(client: MlflowClient, root: Path, name: str, **tags: str) -> str:
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    run = client.create_run(experiment.experiment_id, run_name=name, tags=origin(root) | tags)
+def create(client: MlflowClient, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
+    """A new run's id; `start_time` is in milliseconds since 1970, now by default."""
+    run = client.create_run(experiment_id(client), run_name=name, tags=tags, start_time=start_time)
     return str(run.info.run_id)
 
 
-def origin(root: Path) -> dict[str, str]:
-    """Where the code came from: git commit, whether it was changed since, DVC's experiment and baseline."""
-    tags = {
-        "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower(),
-        "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
-        "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
-    }
-    tags["mlflow.source.git.commit"] = tags["git_commit"]
-    return {key: value for key, value in tags.items() if value}
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+def experiment_id(client: MlflowClient) -> str:
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    return str(experiment.experiment_id)
