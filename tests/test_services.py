@@ -22,10 +22,13 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import ROOT, stage, write_params
+from dvc.repo import Repo
 from PIL import Image
+from test_pipeline import git
 from test_stages import rows
 
-from cifar_resnet import champion, inputs, tracking
+from cifar_resnet import champion, inputs, rebuild, tracking
+from cifar_resnet.errors import UserError
 
 pytestmark = pytest.mark.services
 START_SECONDS = 180  # a server that imports torch on a busy machine
@@ -218,6 +221,51 @@ def server(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     address = f"http://127.0.0.1:{port}"
     with running(command, folder / "log", f"{address}/health", cwd=folder):
         yield address
+
+
+def test_a_server_lost_in_the_middle_costs_no_training_and_no_metric(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, port, epochs = tmp_path / "project", free_port(), 30
+    (root / "data").mkdir(parents=True)
+    (root / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(root, train={"epochs": epochs}, evaluate={"corruptions": False}, register={"min_accuracy": 0.0})
+    git(root, "init", "--quiet")
+    Repo.init(str(root)).close()
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    git(root, *identity, "commit", "--quiet", "--allow-empty", "--message", "start")
+    address = f"http://127.0.0.1:{port}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    log, ready = tmp_path / "log", f"{address}/health"
+    with running(command, log, ready, cwd=tmp_path):
+        training = subprocess.Popen(
+            [sys.executable, ROOT / "stages/train.py"], cwd=root, stdout=-1, stderr=subprocess.STDOUT, text=True
+        )
+        assert training.stdout is not None
+        while f"epoch  2/{epochs}" not in (line := training.stdout.readline()):
+            assert line, "ended before its second epoch"
+    said = training.communicate()[0]
+    assert training.returncode == 0, said
+    assert said.count("the work goes on, what is to be logged is kept") == 1
+    assert said.count("once it is back, `make mlflow-rebuild` delivers it") == 1
+    stage("evaluate").main(root)
+    assert "`make mlflow-rebuild` then delivers these results" in capsys.readouterr().out
+    with pytest.raises(UserError, match="cannot be used"):
+        stage("register").main(root)
+
+    with running(command, log, ready, cwd=tmp_path):
+        run_id = json.loads((root / "data/model/model.json").read_text())["provenance"]["mlflow_run"]
+        client = tracking.connect(root)
+        assert client.get_run(run_id).info.status == "RUNNING"
+        rebuild.main(root)
+        run = client.get_run(run_id)
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run_id, "train_loss")
+        assert sorted(metric.step for metric in history) == list(range(1, epochs + 1))
+        metrics = json.loads((root / "data/evaluation/metrics.json").read_text())
+        assert run.data.metrics["test_accuracy"] == metrics["accuracy"]
+        stage("register").main(root)
 
 
 def test_stages_against_a_shared_server(

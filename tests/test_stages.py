@@ -225,3 +225,41 @@ def test_a_model_over_the_limit_is_refused_before_training(project: Path, tmp_pa
         stage("train").main(tmp_path)
     assert params.load(tmp_path / "params.yaml").model.max_parameters == 100
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_without_tracking_every_stage_gets_through(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(tmp_path, train={"epochs": 1}, evaluate={"corruptions": False}, tracking={"enabled": False})
+    for name in ("train", "evaluate", "register"):
+        stage(name).main(tmp_path)
+    assert not list(tmp_path.glob("ml*"))
+    decision = json.loads((tmp_path / "data/registry/decision.json").read_text())
+    reason = "tracking.enabled is false in params.yaml, and the registry is MLflow's"
+    assert decision == {"champion": False, "reason": reason}
+    assert f"register: nothing is registered: {reason}" in capsys.readouterr().out
+
+
+def test_without_its_server_training_does_not_start_and_evaluation_ends_with_its_files(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(tmp_path, evaluate={"corruptions": False})
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used .* start it or unset") as caught:
+        stage("train").main(tmp_path)
+    assert "secret" not in str(caught.value)
+    assert not (tmp_path / "data/model").exists()
+
+    shutil.copytree(project / "data/model", tmp_path / "data/model")
+    stage("evaluate").main(tmp_path)
+    assert "; `make mlflow-rebuild` then delivers these results" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "data/evaluation").iterdir()}
+    assert written == {path.name for path in (project / "data/evaluation").iterdir()}
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used"):
+        stage("register").main(tmp_path)
+    assert not (tmp_path / "data/registry").exists()

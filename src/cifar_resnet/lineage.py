@@ -58,6 +58,13 @@ def recipe(root: Path, commit: str, text: str, revision: str = "") -> str:
     return f"To reproduce it:\n\n```\ngit checkout {commit}\n{command}\n```{more}"
 
 
+def keeper(root: Path, path: str, revision: str = "") -> str:
+    """The commit that brought `path` as it is at `revision`, by default in the workspace; empty if none did."""
+    if not revision and _git(root, "status", "--porcelain", "--", path):
+        return ""
+    return _git(root, "log", "-1", "--format=%H", revision or "HEAD", "--", path)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
         return value

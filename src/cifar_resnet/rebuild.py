@@ -79,7 +79,8 @@ def fill(run: Run, root: Path, revision: Revision, folder: Path, history: list[E
     for record in history:
         run.epoch(record.metrics(), record.epoch)
     run.artifact(folder / HISTORY)
-    run.trained(history, lineage.recipe(root, provenance.get("git_commit", ""), text, revision.commit))
+    kept = lineage.keeper(root, CARD, revision.commit)  # later changes had no part in it
+    run.trained(history, lineage.recipe(root, provenance.get("git_commit", ""), text, kept))
     run.tags({"train_data": provenance["train_data"], "model": revisions.md5(root, revision, WEIGHTS)})
     if (folder / EVALUATION / "metrics.json").exists():
         run.evaluated(folder / EVALUATION)
