@@ -1,4 +1,3 @@
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +5,7 @@ import pytest
 import torch
 from conftest import tiny_images
 
-from cifar_resnet import corruptions, evaluation
+from cifar_resnet import corruptions, evaluation, metrics
 
 CLASSES = ("a", "b", "never")
 LABELS = np.array([0, 1, 1])
@@ -14,7 +13,7 @@ PLAIN = np.pad(np.log([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]]), ((0, 0), (0, 1)), c
 
 
 def test_confidence_is_measured_at_the_temperature_and_beside_it_without() -> None:
-    found = evaluation.numbers(LABELS, PLAIN, PLAIN[::-1], CLASSES, temperature=2.0)
+    found = evaluation.numbers(LABELS, PLAIN, PLAIN[::-1], temperature=2.0, temperature_tta=1.0)
     # the square roots of the odds 9 and 4 are 3 and 2: confidences 3/4 and 2/3
     assert found["log_loss"] == pytest.approx(-np.log([3 / 4, 1 / 4, 2 / 3]).mean())
     assert found["log_loss_uncalibrated"] == pytest.approx(-np.log([0.9, 0.1, 0.8]).mean())
@@ -24,9 +23,25 @@ def test_confidence_is_measured_at_the_temperature_and_beside_it_without() -> No
     assert found["expected_calibration_error_uncalibrated"] == pytest.approx((2 * 0.4 + 0.2) / 3)
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["accuracy_tta"] == pytest.approx(0.0)
-    assert found["log_loss_tta"] == pytest.approx(-np.log([1 / 3, 1 / 4, 1 / 4]).mean())
+    # augmented answers have a temperature of their own, here 1
+    assert found["log_loss_tta"] == pytest.approx(-np.log([0.2, 0.1, 0.1]).mean())
+    assert found["expected_calibration_error_tta"] == pytest.approx((0.8 + 2 * 0.9) / 3)
+    assert found["brier_score"] == pytest.approx((2 * (1 / 4) ** 2 + 2 * (3 / 4) ** 2 + 2 * (1 / 3) ** 2) / 3)
+    assert found["brier_score_uncalibrated"] == pytest.approx((2 * 0.1**2 + 2 * 0.9**2 + 2 * 0.2**2) / 3)
+    assert found["brier_score_tta"] == pytest.approx((2 * 0.8**2 + 4 * 0.9**2) / 3)
+
+
+def test_the_tables_tell_of_classes_pairs_and_every_image() -> None:
+    found = evaluation.tables(LABELS, metrics.softmax(PLAIN), CLASSES)
+    assert found["predictions"] == [
+        {"index": 0, "actual": "a", "predicted": "a"},
+        {"index": 1, "actual": "b", "predicted": "a"},
+        {"index": 2, "actual": "b", "predicted": "b"},
+    ]
     assert found["confused_pairs"][0] == {"true": "b", "predicted": "a", "images": 1}
-    assert found["per_class"]["b"]["recall"] == 0.5
+    assert [row["recall"] for row in found["class_scores"]] == [1.0, 0.5, 0.0]
+    assert found["reliability"] == metrics.reliability(LABELS, metrics.softmax(PLAIN))
+    assert found["accuracy_coverage"][-1] == {"coverage": 1.0, "accuracy": pytest.approx(2 / 3)}
 
 
 def test_robustness_is_the_accuracy_on_a_fixed_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,18 +53,17 @@ def test_robustness_is_the_accuracy_on_a_fixed_part(monkeypatch: pytest.MonkeyPa
         seen.append((len(pixels), batch_size))
         return torch.eye(10)[torch.zeros(len(pixels), dtype=torch.int64)]
 
-    found = evaluation.robustness(answer, test, np.eye(10)[test.labels], batch_size=7)
+    found, table = evaluation.robustness(answer, test, np.eye(10)[test.labels], batch_size=7)
     assert seen == [(20, 7)] * 60
     assert found["mean_corruption_accuracy"] == pytest.approx(0.1)  # 2 of 20 are of class 0
     assert found["corruption_baseline_accuracy"] == 1.0
-    assert found["corruption_accuracy"] == dict.fromkeys(corruptions.CORRUPTIONS, [0.1] * 5)
+    assert [row["corruption"] for row in table] == list(corruptions.CORRUPTIONS)
+    severities = {f"severity_{severity}": 0.1 for severity in range(1, 6)}
+    assert table[0] == {"corruption": "gaussian_noise", "mean": pytest.approx(0.1)} | severities
 
 
-def test_predictions_are_a_table_of_names(tmp_path: Path) -> None:
-    evaluation.write_predictions(tmp_path / "a.csv", LABELS, PLAIN.argmax(1), CLASSES)
-    with (tmp_path / "a.csv").open(newline="") as stream:
-        assert [tuple(row.values()) for row in csv.DictReader(stream)] == [
-            ("0", "a", "a"),
-            ("1", "b", "a"),
-            ("2", "b", "b"),
-        ]
+def test_a_table_is_written_with_its_columns_and_six_decimals(tmp_path: Path) -> None:
+    evaluation.write_table(tmp_path / "a.csv", [{"name": "a, b", "share": 2 / 3, "images": 7}])
+    assert (tmp_path / "a.csv").read_text() == 'name,share,images\n"a, b",0.666667,7\n'
+    evaluation.write_table(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").read_text().strip() == ""

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from cifar_resnet import figures
 from cifar_resnet.records import EpochRecord
@@ -28,29 +29,37 @@ def test_the_confusion_matrix_writes_every_count_and_colours_mistakes_only() -> 
 
 
 def test_class_scores_are_ordered_by_recall_with_their_interval() -> None:
-    scores = {
-        "easy": {"precision": 1.0, "recall": 0.9, "recall_low": 0.8, "recall_high": 0.95},
-        "hard": {"precision": 0.5, "recall": 0.6, "recall_low": 0.5, "recall_high": 0.7},
-    }
+    scores = [
+        {"class": "easy", "precision": 1.0, "recall": 0.9, "recall_low": 0.8, "recall_high": 0.95},
+        {"class": "hard", "precision": 0.5, "recall": 0.6, "recall_low": 0.5, "recall_high": 0.7},
+    ]
     axes = figures.class_scores(scores).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["hard", "easy"]
     recall, precision = axes.lines[0], axes.lines[-1]
     assert list(recall.get_xdata()) == [0.6, 0.9]
     assert list(precision.get_xdata()) == [0.5, 1.0]
+    intervals = [segment[:, 0].tolist() for segment in axes.collections[0].get_segments()]
+    assert intervals == [pytest.approx([0.5, 0.7]), pytest.approx([0.8, 0.95])]
 
 
-def test_the_reliability_diagram_draws_the_bins() -> None:
-    above, below = figures.reliability(np.array([0.5, 0.9]), np.array([0.4, 0.8]), np.array([0.25, 0.75]), 0.1).axes
+def test_the_reliability_diagram_draws_the_bins_with_their_intervals() -> None:
+    bins = [
+        {"confidence": 0.5, "accuracy": 0.4, "accuracy_low": 0.1, "accuracy_high": 0.6, "images": 3},
+        {"confidence": 0.9, "accuracy": 0.8, "accuracy_low": 0.7, "accuracy_high": 0.85, "images": 90},
+    ]
+    above, below = figures.reliability(bins, 0.1).axes
     assert list(above.lines[1].get_ydata()) == [0.4, 0.8]
-    assert [bar.get_height() for bar in below.patches] == [0.25, 0.75]
+    intervals = [segment[:, 1].tolist() for segment in above.collections[0].get_segments()]
+    assert intervals == [pytest.approx([0.1, 0.6]), pytest.approx([0.7, 0.85])]
+    assert [bar.get_height() for bar in below.patches] == [3, 90]
     assert "0.100" in above.get_title()
     assert below.get_xlabel() == "confidence"
 
 
 def test_the_coverage_curve_ends_with_the_accuracy_of_all_images() -> None:
-    axes = figures.accuracy_coverage(np.linspace(0.01, 1, 100), np.linspace(1, 0.8, 100)).axes[0]
-    assert axes.lines[0].get_xydata()[-1].tolist() == [1.0, 0.8]
-    assert axes.lines[0].get_xydata()[0][0] >= 0.02
+    curve = [{"coverage": percent / 100, "accuracy": 1 - percent / 500} for percent in range(1, 101)]
+    axes = figures.accuracy_coverage(curve).axes[0]
+    assert axes.lines[0].get_xydata()[[0, -1]].tolist() == [[0.01, 0.998], [1.0, 0.8]]
     assert axes.get_title() == "All images: 80.0%; the most confident 90 %: 82.0%"
 
 
@@ -64,7 +73,13 @@ def test_the_gallery_shows_every_image_with_its_caption() -> None:
 
 
 def test_the_heat_map_writes_the_accuracy_of_every_severity() -> None:
-    axes = figures.corruptions({"shot_noise": [0.9, 0.6], "fog": [0.8, 0.1]}, 0.95).axes[0]
+    axes = figures.corruptions(
+        [
+            {"corruption": "shot_noise", "mean": 0.75, "severity_1": 0.9, "severity_2": 0.6},
+            {"corruption": "fog", "mean": 0.45, "severity_1": 0.8, "severity_2": 0.1},
+        ],
+        0.95,
+    ).axes[0]
     assert [text.get_text() for text in axes.texts] == ["90.0%", "60.0%", "80.0%", "10.0%"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["shot noise", "fog"]
     assert axes.get_title() == "Accuracy under corruption: mean 60.0%, uncorrupted 95.0%"
@@ -72,7 +87,9 @@ def test_the_heat_map_writes_the_accuracy_of_every_severity() -> None:
 
 
 def test_filters_are_stretched_to_their_own_range() -> None:
-    axes = figures.first_filters(np.arange(24.0).reshape(2, 3, 2, 2)).axes
+    figure = figures.first_filters(np.arange(24.0).reshape(2, 3, 2, 2))
+    assert "2 filters of 2x2 pixels" in figure.get_suptitle()
+    axes = figure.axes
     assert len(axes) == 2
     shown = axes[1].images[0].get_array()
     assert (shown.min(), shown.max()) == (0, 1)

@@ -1,5 +1,6 @@
 import os
 import pickle
+import tracemalloc
 import zipfile
 import zlib
 from io import BytesIO
@@ -290,6 +291,20 @@ def test_a_file_that_vanishes_does_not_stop_the_others(tmp_path: Path) -> None:
     (tmp_path / "b.png").unlink()
     assert next(chunks).refused == ["b.png: not readable: No such file or directory"]
     assert next(chunks).names == ["c.png"]
+
+
+def test_memory_does_not_grow_with_the_images_of_a_folder(tmp_path: Path) -> None:
+    first = save(tmp_path / "first.png", size=(32, 32))
+    peaks = []
+    for count in (200, 2000):
+        (tmp_path / str(count)).mkdir()
+        for number in range(count):
+            os.link(first, tmp_path / f"{count}/{number}.png")
+        tracemalloc.start()
+        assert sum(len(chunk.names) for chunk in inputs.read([str(count)], tmp_path, batch_size=50)) == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1_000_000  # names; the pixels of 1,800 more images are 5,529,600 bytes
 
 
 def test_pickled_arrays_are_refused(tmp_path: Path) -> None:

@@ -29,13 +29,18 @@ def test_wilsons_interval_is_the_textbooks() -> None:
 
 
 def test_class_scores_are_those_counted_by_hand() -> None:
-    scores = metrics.per_class(LABELS, PROBABILITIES.argmax(1), CLASSES)
+    a, b, never = metrics.class_scores(LABELS, PROBABILITIES.argmax(1), CLASSES)
     low, high = metrics.interval(1, 2)
-    assert scores["a"] == pytest.approx(
-        {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "recall_low": low, "recall_high": high}
-    )
-    assert scores["b"]["precision"] == pytest.approx(2 / 3)
-    assert scores["never"]["f1"] == 0.0
+    assert a == {
+        "class": "a",
+        "precision": 1.0,
+        "recall": 0.5,
+        "f1": pytest.approx(2 / 3),
+        "recall_low": low,
+        "recall_high": high,
+    }
+    assert b["precision"] == pytest.approx(2 / 3)
+    assert never["f1"] == 0.0
 
 
 def test_softmax_survives_large_logits() -> None:
@@ -53,18 +58,22 @@ def test_confusion_has_true_classes_in_rows_and_pairs_are_ordered() -> None:
     assert [tuple(pair.values()) for pair in pairs] == [("a", "never", 4), ("b", "a", 2), ("a", "b", 1)]
 
 
-def test_calibration_bins_hold_means_and_shares() -> None:
+def test_bins_of_confidence_hold_means_intervals_and_counts() -> None:
     probabilities = np.array([[0.96, 0.04], [0.98, 0.02], [0.45, 0.55]])
-    confidence, accuracy, share = metrics.calibration(np.array([0, 1, 1]), probabilities)
-    assert confidence == pytest.approx([0.55, 0.97])
-    assert accuracy == pytest.approx([1.0, 0.5])
-    assert share == pytest.approx([1 / 3, 2 / 3])
+    unsure, sure = metrics.reliability(np.array([0, 1, 1]), probabilities)
+    assert (unsure["confidence"], unsure["accuracy"], unsure["images"]) == (0.55, 1.0, 1)
+    assert (sure["confidence"], sure["accuracy"], sure["images"]) == (pytest.approx(0.97), 0.5, 2)
+    assert [sure["accuracy_low"], sure["accuracy_high"]] == metrics.interval(1, 2)
 
 
 def test_coverage_starts_with_the_most_confident() -> None:
     coverage, accuracy = metrics.selective_accuracy(LABELS, PROBABILITIES)
     assert coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
     assert accuracy.tolist() == [1.0, 1.0, 1.0, 0.75]
+    curve = metrics.accuracy_coverage(LABELS, PROBABILITIES)
+    assert [row["coverage"] for row in curve] == [percent / 100 for percent in range(1, 101)]
+    # 76 % of four images are all of them
+    assert [row["accuracy"] for row in curve] == [1.0] * 75 + [0.75] * 25
 
 
 def test_the_most_confident_mistakes_come_first() -> None:

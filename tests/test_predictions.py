@@ -33,7 +33,7 @@ def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: 
     model, card = product.load(project / "data/model", device())
     used, _ = precision("auto", device())
     logits = inference.predict(model, PIXELS[:4], batch_size=4, precision=used, augmented=True).numpy()
-    for place, (prediction, row) in enumerate(zip(found, softmax(logits, card["temperature"]), strict=True)):
+    for place, (prediction, row) in enumerate(zip(found, softmax(logits, card["temperature_tta"]), strict=True)):
         assert (prediction.index, prediction.file) == (place, "abcd"[place])
         assert prediction.labels == np.argsort(-row)[:3].tolist()
         assert prediction.class_names == [card["classes"][label] for label in prediction.labels]
@@ -41,17 +41,26 @@ def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: 
     assert (tally.predicted, tally.skipped) == (4, 1)
 
 
-def test_the_temperature_of_the_model_makes_confidences_milder(project: Path, tmp_path: Path) -> None:
+def test_the_temperature_of_augmented_answers_makes_confidences_milder(project: Path, tmp_path: Path) -> None:
     card = json.loads((project / "data/model/model.json").read_text())
     (tmp_path / "model.safetensors").symlink_to(project / "data/model/model.safetensors")
 
     def confidences(temperature: float) -> list[float]:
-        (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": temperature}))
+        (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": 9.0, "temperature_tta": temperature}))
         chunks = [Chunk(["a"] * 4, PIXELS[:4], [])]
         found = predictions.predict(tmp_path, chunks, Tally(), strict=True, batch_size=4)
         return [prediction.confidences[0] for prediction in found]
 
     assert all(mild < sure for mild, sure in zip(confidences(2.0), confidences(1.0), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("card", "plain", "augmented"),
+    [({}, 1.0, 1.0), ({"temperature": 2.0}, 2.0, 2.0), ({"temperature": 2.0, "temperature_tta": 3.0}, 2.0, 3.0)],
+)
+def test_a_card_of_any_age_has_both_temperatures(card: dict[str, float], plain: float, augmented: float) -> None:
+    assert product.temperature(card, augmented=False) == plain
+    assert product.temperature(card, augmented=True) == augmented
 
 
 def test_strict_makes_a_refusal_an_error_and_nothing_is_one_too(

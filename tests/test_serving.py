@@ -76,9 +76,9 @@ def test_all_else_is_refused_with_what_was_found(given: object, reason: str) -> 
 
 def test_the_cards_temperature_divides_the_logits(project: Path) -> None:
     model = mlflow.pyfunc.load_model(f"models:/{version(project)}").unwrap_python_model()
-    model.card["temperature"] = 1.0
+    model.card["temperature_tta"] = 1.0
     one = model.predict(None, RAW)
-    model.card["temperature"] = 2.0
+    model.card["temperature_tta"] = 2.0
     two = model.predict(None, RAW)
     for first, second in zip(one, two, strict=True):
         assert first["label"] == second["label"]
@@ -103,7 +103,7 @@ def test_the_served_model_answers_as_predict_does_at_the_models_temperature(proj
     weights = tmp_path / "model.safetensors"
     weights.symlink_to(project / "data/model/model.safetensors")
     card = json.loads((project / "data/model/model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": 3.0}))
+    (tmp_path / "model.json").write_text(json.dumps(card | {"temperature_tta": 3.0}))
     served, context = serving.ServedModel(), cast("Any", SimpleNamespace(artifacts={"weights": str(weights)}))
     served.load_context(context)
     answers = served.predict(context, PIXELS.transpose(0, 2, 3, 1))

@@ -78,7 +78,10 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert metrics["accuracy"] > 0.5  # the pattern is learnable; chance is 0.1
     assert metrics["parameters"] > 1000
     assert {"accuracy_tta", "log_loss", "multiply_adds", "images_per_second"} <= set(metrics)
-    assert {"precision", "recall", "f1"} <= set(metrics["per_class"]["ship"])
+    assert [row["class"] for row in rows(evaluation / "class_scores.csv")] == list(cifar10.CLASSES)
+    corrupted = rows(evaluation / "corruptions.csv")
+    mean = np.mean([float(row[f"severity_{severity}"]) for row in corrupted for severity in range(1, 6)])
+    assert mean == pytest.approx(metrics["mean_corruption_accuracy"], abs=1e-6)
     assert 0.1 < metrics["mean_corruption_accuracy"] < 1
     assert metrics["corruption_baseline_accuracy"] == metrics["accuracy"]  # fewer than 100 of a class: all are taken
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
@@ -96,6 +99,17 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     assert pictures == {path.name for path in evaluation.glob("*.png")} != set()
 
 
+def test_every_number_and_column_is_documented_and_nothing_else(project: Path) -> None:
+    numbers, tables = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").split("## Tables")
+    documented = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", numbers, re.MULTILINE)))
+    evaluation = project / "data/evaluation"
+    assert sorted(documented) == sorted(json.loads((evaluation / "metrics.json").read_text()))
+    columns = dict(re.findall(r"^\| `([\w.]+)` \|.*?\|(.*)\|$", tables, re.MULTILINE))
+    assert set(columns) == {path.name for path in evaluation.glob("*.csv")}
+    for name, said in columns.items():
+        assert re.findall(r"`(\w+)`", said) == list(rows(evaluation / name)[0]), name
+
+
 def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_only_if_asked(
     project: Path, tmp_path: Path
 ) -> None:
@@ -103,12 +117,13 @@ def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     shutil.copytree(project / "data/model", tmp_path / "data/model")
     card = tmp_path / "data/model/model.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"temperature": 2.0}))
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"temperature": 2.0, "temperature_tta": 3.0}))
     write_params(tmp_path, evaluate={"corruptions": False})
     stage("evaluate").main(tmp_path)
     before, found = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
     for name in ("log_loss", "expected_calibration_error"):
         assert before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name] != before[name]
+        assert found[f"{name}_tta"] != before[f"{name}_tta"]
     assert found["accuracy"] == before["accuracy"]
     assert "mean_corruption_accuracy" not in found
     assert (tmp_path / "data/evaluation/corruptions.png").stat().st_size > 1000

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cifar_resnet import figures, metrics, significance
+from cifar_resnet import figures, metrics, product, significance
 from cifar_resnet.errors import UserError
 from cifar_resnet.images import Labels
 from cifar_resnet.revisions import content
@@ -46,7 +46,8 @@ def read(root: Path, revision: str) -> Side:
         UserError: if there is no such revision or DVC's cache and remote lack its files.
     """
     card = json.loads(content(root, revision, CARD))
-    probabilities = metrics.softmax(array(root, revision, LOGITS)[0], card.get("temperature", 1.0))
+    plain = array(root, revision, LOGITS)[0]
+    probabilities = metrics.softmax(plain, product.temperature(card, augmented=False))
     return Side(revision, probabilities, array(root, revision, LABELS).astype(np.int64), card["classes"])
 
 

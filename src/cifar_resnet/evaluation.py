@@ -1,4 +1,4 @@
-"""What evaluate tells of a network's answers on the test images: numbers, pictures and a table."""
+"""What evaluate tells of a network's answers on the test images: numbers, tables and pictures."""
 
 import csv
 from collections.abc import Callable
@@ -10,38 +10,53 @@ from torch import Tensor, nn
 from cifar_resnet import corruptions, figures, metrics
 from cifar_resnet.files import whole
 from cifar_resnet.images import Images, Labels
-from cifar_resnet.metrics import Floats
+from cifar_resnet.metrics import Floats, Table
 from cifar_resnet.records import EpochRecord
 from cifar_resnet.resnet import ResNet
 
 MISTAKES_SHOWN = 24
 MISTAKES_TITLE = "The most confident mistakes on test images: the true class, not the predicted one (confidence)"
+OF_CONFIDENCE = ("log_loss", "brier_score", "expected_calibration_error")
+DECIMALS = 6  # of the numbers in a table
 CORRUPTED_PER_CLASS = 100  # images; 10,000 would take ten minutes, and the same 1,000 tell one network from another
 
 
 def numbers(
-    labels: Labels, plain: Floats, augmented: Floats, classes: tuple[str, ...], temperature: float
+    labels: Labels, plain: Floats, augmented: Floats, *, temperature: float, temperature_tta: float
 ) -> dict[str, Any]:
     """The content of metrics.json that follows from logits (N, C), without and with test-time augmentation.
 
-    What depends on confidence is measured at the temperature, but for the names that end in _uncalibrated.
+    What depends on confidence is measured at the temperature of its logits, but for the names that end in
+    _uncalibrated.
     """
     found = metrics.summary(labels, metrics.softmax(plain, temperature))
     uncalibrated = metrics.summary(labels, metrics.softmax(plain))
-    with_tta = metrics.summary(labels, metrics.softmax(augmented, temperature))
-    found |= {f"{name}_uncalibrated": uncalibrated[name] for name in ("log_loss", "expected_calibration_error")}
-    found |= {f"{name}_tta": with_tta[name] for name in ("accuracy", "accuracy_interval", "log_loss")}
-    counts = metrics.confusion(labels, plain.argmax(1), len(classes))
-    found["confused_pairs"] = metrics.confused_pairs(counts, classes)
-    found["per_class"] = metrics.per_class(labels, plain.argmax(1), classes)
-    return found
+    with_tta = metrics.summary(labels, metrics.softmax(augmented, temperature_tta))
+    found |= {f"{name}_uncalibrated": uncalibrated[name] for name in OF_CONFIDENCE}
+    return found | {f"{name}_tta": with_tta[name] for name in ("accuracy", "accuracy_interval", *OF_CONFIDENCE)}
 
 
-def robustness(answer: Callable[..., Tensor], test: Images, plain: Floats, *, batch_size: int) -> dict[str, Any]:
-    """Accuracy under corruptions, on a fixed subset of CORRUPTED_PER_CLASS random images of every class.
+def tables(labels: Labels, probabilities: Floats, classes: tuple[str, ...]) -> dict[str, Table]:
+    """What is more than a number, by the name of its file; figures draw it, `dvc plots diff` compares it."""
+    predicted = probabilities.argmax(axis=1)
+    pairs = zip(labels, predicted, strict=True)
+    return {
+        "predictions": [
+            {"index": index, "actual": classes[actual], "predicted": classes[guess]}
+            for index, (actual, guess) in enumerate(pairs)
+        ],
+        "confused_pairs": metrics.confused_pairs(metrics.confusion(labels, predicted, len(classes)), classes),
+        "class_scores": metrics.class_scores(labels, predicted, classes),
+        "reliability": metrics.reliability(labels, probabilities),
+        "accuracy_coverage": metrics.accuracy_coverage(labels, probabilities),
+    }
 
-    corruption_accuracy holds those at severities 1 to 5, mean_corruption_accuracy is the mean of them all,
-    corruption_baseline_accuracy that on the same images as they are.
+
+def robustness(
+    answer: Callable[..., Tensor], test: Images, plain: Floats, *, batch_size: int
+) -> tuple[dict[str, float], Table]:
+    """Numbers and table of the accuracy under corruptions, on a fixed subset of CORRUPTED_PER_CLASS random images of
+    every class: at severities 1 to 5, the mean of them, and without corruption.
 
     Args:
         answer: logits (N, C) of uint8 (N, 3, 32, 32) and `batch_size`.
@@ -49,35 +64,36 @@ def robustness(answer: Callable[..., Tensor], test: Images, plain: Floats, *, ba
     """
     rows = corruptions.subset(test.labels, CORRUPTED_PER_CLASS)
     found = corruptions.accuracies(answer, test.take(rows), batch_size=batch_size)
-    return {
-        "mean_corruption_accuracy": float(found.mean()),
-        "corruption_baseline_accuracy": float((plain[rows].argmax(1) == test.labels[rows]).mean()),
-        "corruption_accuracy": dict(zip(corruptions.CORRUPTIONS, found.tolist(), strict=True)),
-    }
+    baseline = float((plain[rows].argmax(1) == test.labels[rows]).mean())
+    table = [
+        {"corruption": name, "mean": float(row.mean())}
+        | {f"severity_{severity}": float(accuracy) for severity, accuracy in enumerate(row, start=1)}
+        for name, row in zip(corruptions.CORRUPTIONS, found, strict=True)
+    ]
+    return {"mean_corruption_accuracy": float(found.mean()), "corruption_baseline_accuracy": baseline}, table
 
 
 def pictures(
-    test: Images, plain: Floats, found: dict[str, Any], classes: tuple[str, ...], temperature: float
+    test: Images, probabilities: Floats, classes: tuple[str, ...], found: dict[str, Any], tables: dict[str, Table]
 ) -> dict[str, Any]:
     """The figures of how the test images were classified; `found` is the content of metrics.json."""
-    labels, probabilities = test.labels, metrics.softmax(plain, temperature)
+    labels = test.labels
     worst = metrics.confident_mistakes(labels, probabilities, MISTAKES_SHOWN)
     captions = [
-        f"{classes[labels[row]]}, not\n{classes[probabilities[row].argmax()]} ({probabilities[row].max():.0%})"
+        f"{classes[labels[row]]}, not\n{classes[probabilities[row].argmax()]} ({probabilities[row].max():.1%})"
         for row in worst
     ]
-    error = found["expected_calibration_error"]
     return {
         "confusion_matrix": figures.confusion_matrix(
             metrics.confusion(labels, probabilities.argmax(1), len(classes)), classes
         ),
-        "class_scores": figures.class_scores(found["per_class"]),
-        "reliability": figures.reliability(*metrics.calibration(labels, probabilities), error),
-        "accuracy_coverage": figures.accuracy_coverage(*metrics.selective_accuracy(labels, probabilities)),
+        "class_scores": figures.class_scores(tables["class_scores"]),
+        "reliability": figures.reliability(tables["reliability"], found["expected_calibration_error"]),
+        "accuracy_coverage": figures.accuracy_coverage(tables["accuracy_coverage"]),
         "mistakes": figures.gallery(test.pixels[worst], captions, MISTAKES_TITLE),
         "corruptions": (
-            figures.corruptions(found["corruption_accuracy"], found["corruption_baseline_accuracy"])
-            if "corruption_accuracy" in found
+            figures.corruptions(tables["corruptions"], found["corruption_baseline_accuracy"])
+            if tables["corruptions"]
             else figures.notice("Not measured: evaluate.corruptions is false")
         ),
     }
@@ -93,10 +109,25 @@ def pictures_of_training(model: ResNet, history: list[EpochRecord]) -> dict[str,
     }
 
 
-def write_predictions(path: Path, labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> None:
-    """A row for each image, for DVC's own confusion matrix."""
+def lines(found: dict[str, Any]) -> tuple[str, str]:
+    """What people want to know first: accuracy, and the rest."""
+    low, high = found["accuracy_interval"]
+    under = "mean_corruption_accuracy"
+    bears = f"{found[under]:.1%} under corruption, " if under in found else ""
+    return (
+        f"test accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"{found['accuracy_tta']:.2%} with test-time augmentation",
+        f"{bears}log-loss {found['log_loss']:.3f}, {found['images_per_second']:,.0f} images/s",
+    )
+
+
+def write_table(path: Path, rows: Table) -> None:
+    """As CSV, with a line for the columns; an empty file without rows."""
     with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream, lineterminator="\n")
-        table.writerow(["index", "actual", "predicted"])
-        for index, (actual, guess) in enumerate(zip(labels, predicted, strict=True)):
-            table.writerow([index, classes[actual], classes[guess]])
+        table = csv.DictWriter(stream, rows[0] if rows else (), lineterminator="\n")
+        table.writeheader()
+        table.writerows({key: shortened(value) for key, value in row.items()} for row in rows)
+
+
+def shortened(value: Any) -> Any:
+    return round(value, DECIMALS) if isinstance(value, float) else value

@@ -10,10 +10,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from cifar_resnet.images import Pixels
+from cifar_resnet.metrics import Floats, Table
 from cifar_resnet.records import EpochRecord
 
 BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers too
-Floats = NDArray[np.floating[Any]]
 
 
 def learning_curves(records: Sequence[EpochRecord]) -> Figure:
@@ -53,16 +53,15 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figur
     return figure
 
 
-def class_scores(scores: dict[str, dict[str, float]]) -> Figure:
+def class_scores(scores: Table) -> Figure:
     """Recall of each class with its interval, and precision, the weakest class at the bottom."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
-    names = sorted(scores, key=lambda name: scores[name]["recall"])
-    recall = [scores[name]["recall"] for name in names]
-    ends = [[scores[n]["recall"] - scores[n]["recall_low"] for n in names],
-            [scores[n]["recall_high"] - scores[n]["recall"] for n in names]]  # fmt: skip
+    rows = sorted(scores, key=lambda row: row["recall"])
+    names, recall = [row["class"] for row in rows], _column(rows, "recall")
+    ends = [recall - _column(rows, "recall_low"), _column(rows, "recall_high") - recall]
     axes.errorbar(recall, names, xerr=ends, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
-    axes.plot([scores[name]["precision"] for name in names], names, "D", color=RED, label="precision")
+    axes.plot(_column(rows, "precision"), names, "D", color=RED, label="precision")
     axes.set(xlabel="share of images", title="Recall and precision by class")
     _percent(axes.xaxis)
     axes.grid(alpha=0.3)
@@ -70,48 +69,50 @@ def class_scores(scores: dict[str, dict[str, float]]) -> Figure:
     return figure
 
 
-def reliability(confidence: Floats, accuracy: Floats, share: Floats, error: float) -> Figure:
-    """Accuracy against confidence by bin, all (B,); `error` is the expected calibration error."""
+def reliability(bins: Table, error: float) -> Figure:
+    """Accuracy with its interval against confidence, by bin; `error` is the expected calibration error."""
     figure = Figure(figsize=(4.6, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
-    above.plot(confidence, accuracy, marker="o", color=BLUE, label="model")
+    confidence, accuracy = _column(bins, "confidence"), _column(bins, "accuracy")
+    ends = [accuracy - _column(bins, "accuracy_low"), _column(bins, "accuracy_high") - accuracy]
+    above.errorbar(confidence, accuracy, yerr=ends, fmt="o", color=BLUE, capsize=3, label="model, 95 % interval")
     above.set(ylabel="accuracy", title=f"Reliability: expected calibration error {error:.3f}")
     above.legend()
-    below.bar(confidence, share, width=0.04, color=BLUE)
-    below.set(xlabel="confidence", ylabel="share of images")
-    for axis in (above.yaxis, below.yaxis, below.xaxis):
+    below.bar(confidence, _column(bins, "images"), width=0.04, color=BLUE)
+    below.set(xlabel="confidence", ylabel="images", yscale="log")
+    for axis in (above.yaxis, below.xaxis):
         _percent(axis)
     above.grid(alpha=0.3)
     return figure
 
 
-def accuracy_coverage(coverage: Floats, accuracy: Floats) -> Figure:
-    """Accuracy against the share of images that are answered, the most confident first, both (N,)."""
+def accuracy_coverage(curve: Table) -> Figure:
+    """Accuracy against the share of images that are answered, the most confident first, by percent."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
-    shown = coverage >= 0.02  # fewer images say nothing
-    axes.plot(coverage[shown], accuracy[shown], color=BLUE)
+    accuracy = _column(curve, "accuracy")
+    axes.plot(_column(curve, "coverage"), accuracy, color=BLUE)
     axes.set(xlabel="coverage: images answered, most confident first", ylabel="accuracy on them")
-    ninety = accuracy[int(0.9 * len(accuracy)) - 1]
-    axes.set_title(f"All images: {accuracy[-1]:.1%}; the most confident 90 %: {ninety:.1%}", fontsize=10)
+    axes.set_title(f"All images: {accuracy[-1]:.1%}; the most confident 90 %: {accuracy[89]:.1%}", fontsize=10)
     _percent(axes.xaxis)
     _percent(axes.yaxis, decimals=1)
     axes.grid(alpha=0.3)
     return figure
 
 
-def corruptions(accuracy: dict[str, list[float]], baseline: float) -> Figure:
+def corruptions(accuracy: Table, baseline: float) -> Figure:
     """Accuracy by corruption and severity as a heat map; `baseline` is that on the same images as they are."""
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.subplots()
-    shares = np.array(list(accuracy.values()))
+    severities = [name for name in accuracy[0] if name.startswith("severity_")]
+    shares = np.stack([_column(accuracy, name) for name in severities], axis=1)
     picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*shares.shape):
         colour = "black" if shares[row, column] > 0.5 else "white"
         axes.text(column, row, f"{shares[row, column]:.1%}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(shares.shape[1]), [str(severity + 1) for severity in range(shares.shape[1])])
-    axes.set_yticks(range(len(shares)), [name.replace("_", " ") for name in accuracy])
+    axes.set_xticks(range(len(severities)), [name.removeprefix("severity_") for name in severities])
+    axes.set_yticks(range(len(shares)), [row["corruption"].replace("_", " ") for row in accuracy])
     axes.set(xlabel="severity", ylabel="corruption")
     axes.set_title(f"Accuracy under corruption: mean {shares.mean():.1%}, uncorrupted {baseline:.1%}", fontsize=10)
     figure.colorbar(picture, label="accuracy", shrink=0.8, format=PercentFormatter(1, decimals=0))
@@ -148,8 +149,14 @@ def first_filters(filters: Floats) -> Figure:
         axes: Axes = figure.add_subplot(-(-len(filters) // columns), columns, place)
         axes.imshow(((weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)).transpose(1, 2, 0))
         axes.set_axis_off()
-    figure.suptitle("Filters of the first layer", fontsize=10)
+    count, _, height, width = filters.shape
+    title = f"The first layer's {count} filters of {width}x{height} pixels as colours, each stretched to its own range"
+    figure.suptitle(title, fontsize=10)
     return figure
+
+
+def _column(rows: Table, name: str) -> Floats:
+    return np.array([row[name] for row in rows], dtype=float)
 
 
 def _percent(axis: Any, decimals: int = 0) -> None:

@@ -1,6 +1,7 @@
 """Arrays in, numbers out: scikit-learn and scipy first, own code only for what they lack.
 
-Labels are int64 (N,), logits and probabilities float (N, C); shares are 0 to 1.
+Labels are int64 (N,), logits and probabilities float (N, C); shares are 0 to 1. docs/metrics.md says what each number
+and each column means.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from sklearn.metrics import (
 from cifar_resnet.images import Labels
 
 Floats = NDArray[np.floating[Any]]
+Table = list[dict[str, Any]]  # rows with the same columns
 COVERAGES = (50, 80, 90, 95)
 
 
@@ -35,7 +37,7 @@ def summary(labels: Labels, probabilities: Floats) -> dict[str, Any]:
     """The numbers that describe all images at once.
 
     accuracy_interval is Wilson's of 95 %; brier_score the mean squared distance over classes, 0 to 2;
-    expected_calibration_error that of `calibration`; selective_accuracy_N the accuracy on the N % of images with the
+    expected_calibration_error that of `reliability`; selective_accuracy_N the accuracy on the N % of images with the
     highest confidence.
     """
     everything = np.arange(probabilities.shape[1])
@@ -52,17 +54,18 @@ def summary(labels: Labels, probabilities: Floats) -> dict[str, Any]:
     }
 
 
-def per_class(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> dict[str, dict[str, float]]:
+def class_scores(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> Table:
     """Precision, recall and F1 of each class, and the ends of recall's Wilson interval of 95 %."""
     everything = np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=everything, zero_division=0
     )
-    found = {}
+    found = []
     for index, name in enumerate(classes):
         low, high = interval(round(recall[index] * support[index]), int(support[index]))
         scores = {"precision": precision[index], "recall": recall[index], "f1": f1[index]}
-        found[name] = {key: float(value) for key, value in scores.items()} | {"recall_low": low, "recall_high": high}
+        row = {key: float(value) for key, value in scores.items()}
+        found.append({"class": name, **row, "recall_low": low, "recall_high": high})
     return found
 
 
@@ -79,9 +82,8 @@ def confusion(labels: Labels, predicted: Labels, num_classes: int) -> NDArray[np
     return np.asarray(confusion_matrix(labels, predicted, labels=np.arange(num_classes)))
 
 
-def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> list[dict[str, str | int]]:
-    """The most frequent mistakes, most first: true class, predicted class and number of images. A list, so that
-    `dvc metrics diff` does not compare pairs of one run with others of another."""
+def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: int = 10) -> Table:
+    """The most frequent mistakes, most first: true class, predicted class and number of images."""
     mistakes = np.where(np.eye(len(counts), dtype=bool), 0, counts)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
     pairs = [np.unravel_index(place, counts.shape) for place in order]
@@ -91,21 +93,25 @@ def confused_pairs(counts: NDArray[np.int64], classes: tuple[str, ...], most: in
     ]
 
 
-def calibration(labels: Labels, probabilities: Floats, bins: int = 15) -> tuple[Floats, Floats, Floats]:
-    """Mean confidence, accuracy and share of the images, each (B,), for the bins of equal width that hold any."""
+def reliability(labels: Labels, probabilities: Floats, bins: int = 15) -> Table:
+    """Mean confidence, accuracy with its Wilson interval of 95 %, and number of images, of those bins of equal width
+    that hold any."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     hits = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     places = np.minimum((confidence * bins).astype(int), bins - 1)
-    counts = np.bincount(places, minlength=bins)
-    held = counts > 0
-    means = [np.bincount(places, weights, minlength=bins)[held] / counts[held] for weights in (confidence, hits)]
-    return means[0], means[1], counts[held] / len(labels)
+    found = []
+    for place in np.unique(places):
+        held = places == place
+        low, high = interval(int(hits[held].sum()), int(held.sum()))
+        means = {"confidence": float(confidence[held].mean()), "accuracy": float(hits[held].mean())}
+        found.append({**means, "accuracy_low": low, "accuracy_high": high, "images": int(held.sum())})
+    return found
 
 
 def expected_calibration_error(labels: Labels, probabilities: Floats) -> float:
     """Mean distance between confidence and accuracy over 15 bins (Guo et al., 2017, section 2)."""
-    confidence, accuracy, share = calibration(labels, probabilities)
-    return float((share * np.abs(confidence - accuracy)).sum())
+    bins = reliability(labels, probabilities)
+    return float(sum(row["images"] * abs(row["confidence"] - row["accuracy"]) for row in bins) / len(labels))
 
 
 def selective_accuracy(labels: Labels, probabilities: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -114,6 +120,13 @@ def selective_accuracy(labels: Labels, probabilities: Floats) -> tuple[NDArray[n
     hits = (probabilities.argmax(axis=1) == labels)[order]
     counts = np.arange(1, len(labels) + 1)
     return counts / len(labels), np.cumsum(hits) / counts
+
+
+def accuracy_coverage(labels: Labels, probabilities: Floats) -> Table:
+    """`selective_accuracy` at every percent of coverage."""
+    coverage, accuracy = selective_accuracy(labels, probabilities)
+    shares = [percent / 100 for percent in range(1, 101)]
+    return [{"coverage": share, "accuracy": float(accuracy[np.searchsorted(coverage, share)])} for share in shares]
 
 
 def confident_mistakes(labels: Labels, probabilities: Floats, most: int) -> NDArray[np.intp]:

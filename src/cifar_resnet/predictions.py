@@ -50,10 +50,11 @@ def predict(
     device = hardware.device()
     model, card = product.load(model_folder, device)
     precision, _ = hardware.precision("auto", device)
+    temperature = product.temperature(card, augmented=True)
     for chunk in chunks:
         report(chunk.refused, tally, strict=strict)
         logits = inference.predict(model, chunk.pixels, batch_size=batch_size, precision=precision, augmented=True)
-        for name, row in zip(chunk.names, softmax(logits.numpy(), card.get("temperature", 1.0)), strict=True):
+        for name, row in zip(chunk.names, softmax(logits.numpy(), temperature), strict=True):
             labels = (-row).argsort(kind="stable")[:top].tolist()
             class_names = [card["classes"][label] for label in labels]
             yield Prediction(tally.predicted, name, labels, class_names, [float(row[label]) for label in labels])

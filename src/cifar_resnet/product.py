@@ -36,6 +36,13 @@ def save(folder: Path, model: ResNet, card: dict[str, Any]) -> None:
     write_json(folder / CARD, card)
 
 
+def temperature(card: dict[str, Any], *, augmented: bool) -> float:
+    """What divides the logits, without or with test-time augmentation. A card from before they were told apart has one
+    for both, a still older one none, which is 1."""
+    plain = card.get("temperature", 1.0)
+    return float(card.get("temperature_tta", plain) if augmented else plain)
+
+
 def load(folder: Path, device: torch.device) -> tuple[ResNet, dict[str, Any]]:
     """
     Raises:

@@ -77,7 +77,8 @@ class ServedModel(PythonModel):  # type: ignore[misc]
         """
         pixels = pixels_of(np.asarray(model_input))
         logits = inference.predict(self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True)
-        classes, probabilities = self.card["classes"], softmax(logits.numpy(), self.card.get("temperature", 1.0))
+        classes = self.card["classes"]
+        probabilities = softmax(logits.numpy(), product.temperature(self.card, augmented=True))
         return [
             {"label": int(label), "class_name": classes[label], "probabilities": row.tolist()}
             for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
