@@ -32,8 +32,8 @@ LAYERS = [
         "runs",
     },
     {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "comparison", "tracking"},
-    {"serving", "training", "champion", "evaluation", "predictions", "rebuild"},
-    {"registry", "recovery", "models"},
+    {"serving", "training", "champion", "evaluation", "predictions"},
+    {"registry", "recovery", "models", "rebuild"},
     {"__main__"},
 ]
 DOORS = {
