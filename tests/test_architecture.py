@@ -20,8 +20,8 @@ LAYERS = [
     {"params", "images", "records", "hardware"},
     {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "lineage", "runs"},
     {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "figures", "tracking"},
-    {"serving", "training", "champion", "evaluation", "predictions", "comparison", "rebuild"},
-    {"registry", "recovery", "models"},
+    {"serving", "training", "champion", "evaluation", "predictions", "comparison"},
+    {"registry", "recovery", "models", "rebuild"},
     {"__main__"},
 ]
 DOORS = {

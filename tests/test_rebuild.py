@@ -56,7 +56,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "commit", "--quiet", "--message", "result")
     result(root, IDS["longer"], 4, git_commit=commit, git_dirty="true", dvc_experiment="longer")
     with Repo(str(root)) as repo:
-        repo.experiments.save("longer", include_untracked=["data"])
+        repo.experiments.save(name="longer")
     git(root, "reset", "--quiet", "--hard")
     return root
 

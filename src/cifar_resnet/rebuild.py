@@ -7,7 +7,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from cifar_resnet import lineage, params, records, revisions, tracking
+from cifar_resnet import champion, lineage, params, records, revisions, tracking
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
 from cifar_resnet.records import EpochRecord
@@ -23,21 +23,22 @@ FILES = ("params.yaml", CARD, HISTORY, STATISTICS, f"{EVALUATION}/metrics.json",
 
 def main(root: Path) -> None:
     """Add the runs that MLflow lacks, complete those that broke off, and say which."""
-    client = tracking.connect(root)
-    done: dict[str, str] = {}
-    for revision in revisions.known(root):
-        with tempfile.TemporaryDirectory() as name, tracking.needed(client):
-            revisions.bring(root, revision, FILES, Path(name))
-            if not all((Path(name) / path).exists() for path in (CARD, HISTORY)):
-                print(f"{revision.name}: no trained model")
-                continue
-            original = provenance_of(Path(name))["mlflow_run"]
-            if original not in done:
-                done[original] = show(client, root, revision, Path(name), original)
-                print(f"{revision.name}: {done[original]}")
+    client, done = tracking.connect(root), dict[str, str]()
+    with champion.locked(client, root), tracking.needed(client):
+        for revision in revisions.known(root):
+            with tempfile.TemporaryDirectory() as name:
+                revisions.bring(root, revision, FILES, Path(name))
+                if not all((Path(name) / path).exists() for path in (CARD, HISTORY)):
+                    print(f"{revision.name}: no trained model")
+                    continue
+                original = provenance_of(Path(name))["mlflow_run"]
+                if original not in done:
+                    done[original] = show(client, root, revision, Path(name), original)
+                    print(f"{revision.name}: {done[original]}")
     whole = sum(said == WHOLE for said in done.values())
-    print(f"rebuild: {len(done)} runs, {whole} of them needed nothing; "
-          "`dvc repro --force --single-item register` registers the workspace's model where that is lost")  # fmt: skip
+    print(f"rebuild: {len(done)} runs, {whole} of them needed nothing")
+    if whole < len(done):
+        print("rebuild: where the registry is lost too, `dvc repro --force --single-item register` fills it again")
 
 
 def show(client: MlflowClient, root: Path, revision: Revision, folder: Path, original: str) -> str:
