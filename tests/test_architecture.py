@@ -130,7 +130,7 @@ def test_dvc_lists_the_code_that_a_stage_runs(name: str) -> None:
 def test_dvc_lists_the_sections_that_a_stage_reads(name: str) -> None:
     text = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
     read = {section.rstrip("_") for section in re.findall(r'params\.load\(root / "params\.yaml"\)\.(\w+)', text)}
-    read |= {section for section in re.findall(r"\bvalues\.([a-z]+)", text) if section in PARAMS}
+    read |= {section.rstrip("_") for section in re.findall(r"\bvalues\.(\w+)", text)} & set(PARAMS)
     assert set(PIPELINE[name]["params"]) == read - SECTIONS_WITHOUT_EFFECT.get(name, set())
 
 

@@ -50,7 +50,8 @@ def known(root: Path) -> list[Revision]:
     try:
         with Repo(str(root)) as repo:
             found = repo.experiments.ls(all_commits=True)
-            names = {repo.scm.get_rev(): "HEAD"} | {commit: commit[:7] for commit in found}
+            head = repo.scm.get_rev()
+            names = {head: "HEAD"} | {commit: commit[:7] for commit in found if commit != head}
             pairs = []
             for commit, name in names.items():
                 pairs += [(name, commit), *found.get(commit, [])]
