@@ -22,7 +22,7 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from PIL import Image
 
-from cifar_resnet import params, tracking
+from cifar_resnet import champion, params, tracking
 from cifar_resnet.errors import UserError, run
 
 IMAGES = "docs/images"
@@ -31,8 +31,9 @@ WIDTH, HEIGHT = 1600, 900  # pixels
 HOST = "mlflow.localhost"  # is 127.0.0.1 to a browser, but there MLflow does not open its panel for questions by itself
 SETTLE_MILLISECONDS = 30_000  # of the page's own clock, which runs ahead while nothing is loading
 COLOURS = 128
+NOTICE = {"runs": 156}  # pixels down to where MLflow says that the view is a shared one; cut off
 COLUMNS = [
-    *(f"metrics.`{name}`" for name in ("test_accuracy", "test_accuracy_tta", "validation_accuracy", "train_loss")),
+    *(f"metrics.`{name}`" for name in ("test_accuracy", "test_accuracy_tta", "best_validation_accuracy", "train_loss")),
     *(f"params.`{name}`" for name in ("train.epochs", "train.seed", "model.channels")),
     "attributes.`Models`",
 ]
@@ -66,22 +67,25 @@ def copy(database: Path, folder: Path) -> MlflowClient:
 
 
 def pages(client: MlflowClient, model: str) -> dict[str, str]:
-    """Name -> address within MLflow, of the run table, the latest two runs side by side, and the registry.
+    """Name -> address within MLflow, of the run table, the latest two runs side by side, and the champion in the registry.
 
     Raises:
-        UserError: if there are fewer than two finished runs.
+        UserError: if there are fewer than two finished runs, or no champion.
     """
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
     number = experiment.experiment_id if experiment else ""
     finished = client.search_runs([number], "attributes.status = 'FINISHED'", order_by=["start_time DESC"])
     if len(finished) < 2:
         raise UserError(f"{len(finished)} finished runs found, two needed; `dvc exp run` makes one")
+    present = champion.find(client, model) if client.search_registered_models(f"name = '{model}'") else None
+    if present is None:
+        raise UserError(f"{model} has no champion; `dvc repro register` makes one")
     client.set_experiment_tag(number, "mlflow.sharedViewState.pictures", json.dumps({"selectedColumns": COLUMNS}))
     latest = json.dumps([each.info.run_id for each in finished[:2]], separators=(",", ":"))
     return {
         "runs": f"experiments/{number}/runs?viewStateShareKey=pictures&{TRAINING}",
         "comparison": f"compare-runs?runs={quote(latest)}&experiments={quote(json.dumps([number]))}&{TRAINING}",
-        "registry": f"models/{model}?{TRAINING}",
+        "registry": f"models/{model}/versions/{present.version}?{TRAINING}",
     }
 
 
@@ -131,7 +135,8 @@ def take(browser: str, address: str, path: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         if not picture.exists():
             raise UserError(f"{browser} saved no picture: {done.stderr[-300:]}")
-        Image.open(picture).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        shown = Image.open(picture).convert("RGB").crop((0, NOTICE.get(path.stem, 0), WIDTH, HEIGHT))
+        shown.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 if __name__ == "__main__":
