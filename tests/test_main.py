@@ -105,7 +105,10 @@ def test_what_cannot_be_read_is_told_and_the_rest_predicted(
     assert run(monkeypatch, photos, "predict", ".", *model) == command.SOME_LEFT_OUT
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
-    assert printed.err.splitlines()[0] == "left out: bad.png: not readable: cannot identify image file"
+    assert (
+        printed.err.splitlines()[0]
+        == "left out: bad.png: not readable: no picture of a kind that is taken (PNG, JPEG, WEBP, BMP, GIF, TIFF)"
+    )
     assert "2 images, 1 left out" in printed.err
     with pytest.raises(UserError, match=r"bad.png: not readable"):
         run(monkeypatch, photos, "predict", ".", *model, "--strict", "--output", photos / "out.csv")

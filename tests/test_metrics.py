@@ -12,6 +12,7 @@ def test_the_summary_is_the_one_counted_by_hand() -> None:
     found = metrics.summary(LABELS, PROBABILITIES)
     assert found["accuracy"] == 0.75
     assert found["top2_accuracy"] == 1.0
+    assert metrics.summary(np.array([0, 0, 1, 2]), PROBABILITIES)["top2_accuracy"] == 0.75
     assert found["log_loss"] == pytest.approx(-np.log([0.7, 0.4, 0.8, 0.6]).mean())
     distances = [0.3**2 + 0.2**2 + 0.1**2, 0.6**2 + 0.5**2 + 0.1**2, 0.1**2 + 0.2**2 + 0.1**2, 0.3**2 + 0.4**2 + 0.1**2]
     assert found["brier_score"] == pytest.approx(np.mean(distances))

@@ -1,15 +1,17 @@
 import csv
 import json
+import time
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tiny_images
+from conftest import ROOT, tiny_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cifar_resnet import inference, inputs, predictions, product
+from cifar_resnet import cifar10, inference, inputs, params, predictions, product, resnet
 from cifar_resnet.errors import UserError
 from cifar_resnet.hardware import device, precision
 from cifar_resnet.inputs import Chunk
@@ -61,6 +63,26 @@ def test_the_temperature_of_augmented_answers_makes_confidences_milder(project: 
 def test_a_card_of_any_age_has_both_temperatures(card: dict[str, float], plain: float, augmented: float) -> None:
     assert product.temperature(card, augmented=False) == plain
     assert product.temperature(card, augmented=True) == augmented
+
+
+def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) -> None:
+    """With the real network, by time on the processors, which other work on the machine hardly changes."""
+    values = params.load(ROOT / "params.yaml").model
+    statistics = {"channel_mean": [0.5] * 3, "channel_deviation": [0.25] * 3, "classes": list(cifar10.CLASSES)}
+    product.save(tmp_path, resnet.build(values, [0.5] * 3, [0.25] * 3), product.card(values, statistics, {}))
+    pixels = np.tile(PIXELS, (60, 1, 1, 1))
+    np.save(tmp_path / "a.npy", pixels)
+    chunks, stream = inputs.read(["a.npy"], tmp_path, batch_size=200), StringIO()
+    found = predictions.predict(tmp_path, chunks, Tally(), strict=True, batch_size=200)
+    predictions.write_csv(stream, islice(found, 200))  # the model is loaded and warm
+    start = time.process_time()
+    predictions.write_csv(stream, found)
+    spent = time.process_time() - start
+    model, _ = product.load(tmp_path, device())
+    start = time.process_time()
+    inference.predict(model, pixels[200:], batch_size=200, precision=precision("auto", device())[0], augmented=True)
+    assert time.process_time() - start >= 0.8 * spent
+    assert len(stream.getvalue().splitlines()) == 601
 
 
 def test_strict_makes_a_refusal_an_error_and_nothing_is_one_too(

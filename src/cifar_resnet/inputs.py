@@ -5,7 +5,8 @@ arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin and 
 and zips only files with a picture's suffix count, hidden ones do not, and links to folders are not followed.
 
 A picture is turned upright as its EXIF says, put on white where it is transparent, scaled so that its shorter side is
-32 pixels (bicubic, antialiased), and its middle is taken; one of 32 x 32 pixels stays as it is.
+32 pixels (bicubic, antialiased), and its middle is taken; one of 32 x 32 pixels stays as it is. A large JPEG is decoded
+at a half to an eighth of its size, at 128 pixels or more, which changes no value by more than about 2 of 255.
 """
 
 import os
@@ -20,7 +21,7 @@ from typing import IO
 from zipfile import ZipFile
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cifar_resnet import cifar10
 from cifar_resnet.errors import UserError
@@ -200,9 +201,10 @@ def read_picture(stream: IO[bytes]) -> Pixels:
         ValueError: if it is too large, which shows before it is decoded; any other exception if it is damaged.
     """
     content = BytesIO(content_of(stream, MAX_BYTES))
-    with warnings.catch_warnings(action="ignore"), Image.open(content, formats=FORMATS) as opened:
+    with warnings.catch_warnings(action="ignore"), recognised(content) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, {MAX_PIXELS:,} in all allowed")
+        opened.draft(None, (4 * SIDE, 4 * SIDE))  # JPEG only; 12 megapixels in 33 instead of 169 ms
         upright = eight_bit(ImageOps.exif_transpose(opened))
     transparent = upright.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in upright.info
     converted = upright.convert("RGBA" if transparent else "RGB")
@@ -210,6 +212,15 @@ def read_picture(stream: IO[bytes]) -> Pixels:
     if transparent:
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
+
+
+def recognised(content: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(content, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"no picture of a kind that is taken ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"too many pixels, {MAX_PIXELS:,} in all allowed") from None
 
 
 def content_of(stream: IO[bytes], most: int) -> bytes:
@@ -240,6 +251,8 @@ def read_arrays(stream: IO[bytes], batch_size: int, *, packed: bool) -> Iterator
         return
     with ZipFile(stream) as archive:
         members = archive.namelist()
+        if len(members) != 1 and "images.npy" not in members:
+            raise ValueError(f"{len(members)} arrays found, one or one named images needed")
         with archive.open(members[0] if len(members) == 1 else "images.npy") as content:
             yield from array_batches(content, batch_size)
 
