@@ -1,4 +1,4 @@
-"""The commands for people: python -m cifar_resnet predict photo.jpg, ... compare HEAD workspace, ... models list"""
+"""The commands for people: python -m cifar_resnet predict photo.jpg, compare HEAD workspace, models list, search"""
 
 import os
 import sys
@@ -17,6 +17,12 @@ EXIT_CODES = """exit codes:
   1  none was, the model cannot be used, or with --strict something could not be read
   2  wrong usage
   3  some could not be read: they are named on stderr, all others were predicted"""
+
+SEARCH = """what to do:
+  run    train trials until there are enough; the same command goes on after an interruption, and joins others' search
+  best   show the best trials, each with the command that trains it in full
+  queue  put the best into DVC's queue, to be trained in full by `dvc queue start`
+  apply  write the best, or --trial N, into params.yaml and show what changed"""
 
 
 def main(root: Path) -> int:
@@ -40,6 +46,10 @@ def parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     ))  # fmt: skip
     add_compare(commands.add_parser("compare", help="whether the network of one experiment is better than another's"))
+    add_search(commands.add_parser(
+        "search", help="look for a better network: section search of params.yaml", epilog=SEARCH,
+        formatter_class=RawDescriptionHelpFormatter,
+    ))  # fmt: skip
     add_models(commands.add_parser("models", help="list, promote, roll back registered models", add_help=False))
     return found
 
@@ -68,6 +78,20 @@ def add_compare(command: ArgumentParser) -> None:
     command.add_argument("second", nargs="?", default="workspace", help="likewise (default: %(default)s)")
     command.add_argument("--output", type=Path, default=Path("data/scratch/comparison.png"), metavar="FILE",
                          help="picture of the images that only one has right (default: %(default)s)")  # fmt: skip
+
+
+def add_search(command: ArgumentParser) -> None:
+    command.set_defaults(command=search)
+    command.add_argument(
+        "action", nargs="?", choices=("run", "best", "queue", "apply"), default="run", help="see below"
+    )
+    command.add_argument("--trials", type=count, metavar="N", help="in all (default: search.trials)")
+    command.add_argument("--minutes", type=float, metavar="N", help="no trial starts later (default: search.minutes)")
+    command.add_argument("--workers", type=count, default=1, metavar="N", help="processes that share this machine's "
+                         "cores (default: %(default)s)")  # fmt: skip
+    command.add_argument("--top", type=count, default=5, metavar="K", help="how many to show or queue (default: 5)")
+    command.add_argument("--trial", type=int, metavar="N", help="which to apply (default: the best)")
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="write trials.csv and the figures there")
 
 
 def count(text: str) -> int:
@@ -110,6 +134,13 @@ def models(root: Path, arguments: Namespace) -> int:
     from cifar_resnet import models  # MLflow takes seconds to import
 
     models.main(root, arguments.arguments)
+    return 0
+
+
+def search(root: Path, arguments: Namespace) -> int:
+    from cifar_resnet import searching  # Optuna takes seconds to import
+
+    searching.main(root, arguments)
     return 0
 
 

@@ -172,3 +172,30 @@ def origin(root: Path) -> dict[str, str]:
 def _git(root: Path, *arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
     return done.stdout.strip()
+
+
+def search_run(root: Path, name: str, values: dict[str, Any]) -> str:
+    """The id of a new run that the trials of a search are nested under."""
+    run = Run(connect(root), _new(connect(root), root, name))
+    run.params(values)
+    return run.id
+
+
+def nested_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -> Run:
+    """A new run that MLflow shows below `parent`; `end` ends it."""
+    client = connect(root)
+    run = Run(client, _new(client, root, name, **{"mlflow.parentRunId": parent}))
+    run.tags(tags)
+    return run
+
+
+def end(root: Path, run_id: str, status: str, *, only_running: bool = False) -> None:
+    """Set the status FINISHED, FAILED, KILLED or RUNNING of a run, unless it was deleted from this database."""
+    client = connect(root)
+    try:
+        if not only_running or client.get_run(run_id).info.status == "RUNNING":
+            client.update_run(run_id, status="RUNNING") if status == "RUNNING" else client.set_terminated(
+                run_id, status
+            )
+    except MlflowException as error:
+        print(f"MLflow has no run {run_id} of this search: {error}")
