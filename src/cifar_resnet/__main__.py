@@ -1,5 +1,6 @@
 """The commands for people: python -m cifar_resnet predict photo.jpg, compare HEAD workspace, models list, search"""
 
+import math
 import os
 import sys
 import tempfile
@@ -86,7 +87,9 @@ def add_search(command: ArgumentParser) -> None:
         "action", nargs="?", choices=("run", "best", "queue", "apply"), default="run", help="see below"
     )
     command.add_argument("--trials", type=count, metavar="N", help="in all (default: search.trials)")
-    command.add_argument("--minutes", type=float, metavar="N", help="no trial starts later (default: search.minutes)")
+    command.add_argument(
+        "--minutes", type=positive, metavar="N", help="no trial starts later (default: search.minutes)"
+    )
     command.add_argument("--workers", type=count, default=1, metavar="N", help="processes that share this machine's "
                          "cores (default: %(default)s)")  # fmt: skip
     command.add_argument("--top", type=count, default=5, metavar="K", help="how many to show or queue (default: 5)")
@@ -98,6 +101,16 @@ def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 50_000:
         raise ArgumentTypeError(f"{text!r} is not a number from 1 to 50,000")
     return int(text)
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def predict(root: Path, arguments: Namespace) -> int:

@@ -162,7 +162,8 @@ def search_history(numbers: Sequence[int], accuracy: Sequence[float], finished: 
     done = np.array(finished, dtype=bool)
     x, y = np.array(numbers), np.array(accuracy, dtype=float)
     axes.plot(x[done], y[done], "o", color=BLUE, label="finished")
-    axes.plot(x[~done], y[~done], "x", color="grey", label="pruned or failed, at its last epoch")
+    if not done.all():
+        axes.plot(x[~done], y[~done], "x", color="grey", label="pruned or failed, at its last epoch")
     axes.step(x[done], np.maximum.accumulate(y[done]), where="post", color=RED, label="best so far")
     axes.set(xlabel="trial", ylabel="accuracy on the hold-out", title="Accuracy by trial")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -173,15 +174,15 @@ def search_history(numbers: Sequence[int], accuracy: Sequence[float], finished: 
 
 
 def parallel_coordinates(columns: Mapping[str, Sequence[Any]], accuracy: Sequence[float]) -> Figure:
-    """A line for each trial through what it drew, coloured by its accuracy; None where a trial has no such layer."""
+    """A line for each trial through what it drew, coloured by its accuracy; it passes by where a value is None."""
     figure = Figure(figsize=(max(7, 0.75 * len(columns) + 2), 4.6), layout="constrained")
     axes = figure.subplots()
     colours = Normalize(min(accuracy), max(accuracy) if max(accuracy) > min(accuracy) else min(accuracy) + 1e-9)
     places = [_places(column) for column in columns.values()]
     order = np.argsort(accuracy)
     for row in order:
-        heights = [place[row] for place, _ in places]
-        axes.plot(range(len(heights)), heights, color=colormaps["cividis"](colours(accuracy[row])), alpha=0.8)
+        points = [(x, place[row]) for x, (place, _) in enumerate(places) if place[row] is not None]
+        axes.plot(*zip(*points, strict=True), color=colormaps["cividis"](colours(accuracy[row])), alpha=0.8)
     for x, (_, marks) in enumerate(places):
         axes.axvline(x, color="grey", linewidth=0.5)
         for text, height in marks.items():
@@ -228,18 +229,18 @@ def accuracy_cost(cost: Sequence[float], accuracy: Sequence[float], front: Seque
     return figure
 
 
-def _places(column: Sequence[Any]) -> tuple[list[float], dict[str, float]]:
-    """(height of each value on an axis from 0 to 1, heights of the marks); numbers by their size, others by name."""
+def _places(column: Sequence[Any]) -> tuple[list[float | None], dict[str, float]]:
+    """(height of each value on an axis from 0 to 1, heights of the marks): floats by their size, choices by rank."""
     present = [value for value in column if value is not None]
-    if len(set(present)) > 8 and all(isinstance(value, int | float) for value in present):
+    if any(isinstance(value, float) for value in present) and min(present) < max(present):
         low, high = min(present), max(present)
         heights = {value: (value - low) / (high - low) for value in present}
         marks = {f"{value:.3g}": heights[value] for value in (low, high)}
     else:
         ordered = sorted(set(present), key=lambda value: (isinstance(value, str), value))
         heights = {value: (place + 0.5) / len(ordered) for place, value in enumerate(ordered)}
-        marks = {f"{value:.3g}" if isinstance(value, float) else str(value): heights[value] for value in ordered}
-    return [heights.get(value, float("nan")) for value in column], marks
+        marks = {str(value): heights[value] for value in ordered}
+    return [heights.get(value) for value in column], marks
 
 
 def _percent(axis: Any, decimals: int = 0) -> None:

@@ -150,13 +150,13 @@ class SearchParams(Section):
     train_per_class: Count
     validation_per_class: Count
     max_multiply_adds: Count | None
-    space: dict[str, list[Any] | Range]
+    space: Annotated[dict[str, list[Any] | Range], Field(min_length=1)]
 
     @field_validator("space", mode="before")
     @classmethod
-    def _is_a_space(cls, found: Any) -> dict[str, list[Any] | Range]:
-        if not isinstance(found, dict) or not found:
-            raise ValueError(f"is {found!r}: name at least one parameter with what it may be")
+    def _is_a_space(cls, found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
         return {name: _allowed(name, value) for name, value in found.items()}
 
     @model_validator(mode="after")

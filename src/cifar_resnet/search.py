@@ -27,9 +27,10 @@ from cifar_resnet.params import Params
 
 ATTEMPTS = 3  # a trial that so many workers died of is given up: it may need more memory than there is
 MADE_WITH = "made_with"
+REMOTE: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
 PRUNERS = {
     "none": optuna.pruners.NopPruner(),
-    "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1),
+    "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
     "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
 }
 
@@ -122,7 +123,7 @@ class Study:
             with FileLock(f"{self.url.database}.lock"):
                 yield
             return
-        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool, connect_args={"connect_timeout": 10})
+        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool, **REMOTE)
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext('cifar-resnet search'))"))
             yield
@@ -150,7 +151,7 @@ class Study:
             warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
             return optuna.storages.RDBStorage(
                 self.url.render_as_string(hide_password=False),
-                engine_kwargs={"connect_args": {"timeout": 60} if self.local else {"connect_timeout": 10}},
+                engine_kwargs={"connect_args": {"timeout": 60}} if self.local else REMOTE | {"pool_pre_ping": True},
                 heartbeat_interval=max(1, self.search.silence_seconds // 6),
                 grace_period=self.search.silence_seconds,
             )
@@ -207,7 +208,7 @@ class Study:
             handle.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         changes = space.changes(self.values, handle.params)
         values = space.trial_values(self.values, changes)
-        trial = Trial(handle, changes, values, *space.size(values))
+        trial = Trial(handle, changes, values, *space.size(values.model))
         for key in ("changes", "parameters", "multiply_adds"):
             handle.set_user_attr(key, getattr(trial, key))
         return trial

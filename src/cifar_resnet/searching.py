@@ -36,7 +36,8 @@ def main(root: Path, chosen: Namespace) -> None:
     if chosen.output:
         write(chosen.output, study, results)
     if not found:
-        raise UserError(f"search: no trial of {values.search.study} is finished yet; run `make search`")
+        ended = sum(result.ended for result in results)
+        raise UserError(f"none of the {ended} trials of {values.search.study} is finished; `make search` goes on")
     act(root, values, chosen, found)
 
 
@@ -64,8 +65,8 @@ def workers(root: Path, count: int, limit: int, minutes: float) -> Iterator[None
     command = [sys.executable, "-m", "cifar_resnet", "search", "run", f"--trials={limit}", f"--minutes={minutes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     others = []
-    (root / SCRATCH).mkdir(parents=True, exist_ok=True)
     for number in range(2, count + 1):
+        (root / SCRATCH).mkdir(parents=True, exist_ok=True)
         with (root / SCRATCH / f"search-worker-{number}.log").open("w") as said:
             others.append(subprocess.Popen(command, cwd=root, env=environment, stdout=said, stderr=said))
     torch.set_num_threads(threads)
@@ -74,11 +75,12 @@ def workers(root: Path, count: int, limit: int, minutes: float) -> Iterator[None
     except BaseException:
         for other in others:
             other.send_signal(signal.SIGINT)
+        for other in others:
+            other.wait()
         raise
-    finally:
-        for number, other in enumerate(others, start=2):
-            if other.wait():
-                print(f"search: worker {number} broke off, see {SCRATCH}/search-worker-{number}.log", file=sys.stderr)
+    for number, other in enumerate(others, start=2):
+        if other.wait():
+            print(f"search: worker {number} broke off, see {SCRATCH}/search-worker-{number}.log", file=sys.stderr)
 
 
 def log(root: Path, study: Study, results: list[Result]) -> None:
@@ -103,9 +105,9 @@ def pictures(study: Study, results: list[Result]) -> dict[str, Any]:
     """Of the trials that measured something; a notice where there are too few."""
     measured = [each for each in results if each.ended and each.accuracy is not None]
     finished = [each for each in measured if each.outcome == "finished"]
-    if len(finished) < 2:
-        return {"history": figures.notice("two finished trials make a figure")}
     accuracy = [float(each.accuracy or 0) for each in finished]
+    if len(set(accuracy)) < 2:
+        return {"history": figures.notice("two finished trials that differ make a figure")}
     found = {
         "history": figures.search_history(
             [each.number for each in measured],
@@ -126,13 +128,16 @@ def pictures(study: Study, results: list[Result]) -> dict[str, Any]:
 
 
 def columns(finished: list[Result]) -> dict[str, list[Any]]:
-    """What the trials drew, by name, a list by layer; None where a trial has no such layer."""
+    """What the trials drew, by name, a list by layer with None where a trial has no such layer; only what varies."""
     rows = []
     for each in finished:
-        row: dict[str, Any] = {}
+        channels = each.changes.get("model.channels", [])
+        row: dict[str, Any] = {"layers": len(channels)} if channels else {}
         for name, value in each.changes.items():
             entries = enumerate(value) if isinstance(value, list) else [("", value)]
-            row |= {f"{name}.{place}".rstrip(".").split(".", 1)[1]: entry for place, entry in entries}
+            row |= {f"{name}.{place}".removesuffix(".").split(".", 1)[1]: entry for place, entry in entries}
         rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in sorted(names)}
+    longest = max(rows, key=len)  # has the layers in order
+    names = dict.fromkeys([*longest, *(name for row in rows for name in row)])
+    found = {name: [row.get(name) for row in rows] for name in names}
+    return {name: column for name, column in found.items() if len({*column} - {None}) > 1}

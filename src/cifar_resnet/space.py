@@ -1,5 +1,6 @@
 """What a search may try: draws from search.space by one of Optuna's samplers, none of them beyond the budget."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from cifar_resnet import params, resnet
 from cifar_resnet.errors import UserError
-from cifar_resnet.params import PER_LAYER, Params, Range
+from cifar_resnet.params import PER_LAYER, ModelParams, Params, Range
 
 DRAWS = 1_000  # tries to find a network within the budget
 POPULATION = 12  # of NSGA-II: the first so many trials are random
@@ -48,11 +49,11 @@ class Feasible(BaseSampler):
             }
             if fits(self.values, drawn):
                 return drawn
+        most = self.values.search.max_multiply_adds
         raise UserError(
-            f"none of {DRAWS:,} draws from search.space is a network within model.max_parameters "
-            f"({self.values.model.max_parameters:,}) and search.max_multiply_adds "
-            f"({self.values.search.max_multiply_adds or 'no bound'}) whose sizes fit together; raise "
-            "them or widen the space"
+            f"none of {DRAWS:,} draws from search.space fits together within model.max_parameters "
+            f"({self.values.model.max_parameters:,}) and search.max_multiply_adds ({f'{most:,}' if most else 'null'}); "
+            "raise them or widen the space"
         )
 
     def sample_independent(
@@ -108,11 +109,16 @@ def trial_values(values: Params, changes: dict[str, Any]) -> Params:
     return params.changed(values, changes | budget)
 
 
-def size(values: Params) -> tuple[int, int]:
+def size(model: ModelParams) -> tuple[int, int]:
     """(parameters, multiply-adds for one image), counted without memory for either."""
+    return _size(model.model_dump_json())
+
+
+@cache
+def _size(model: str) -> tuple[int, int]:
     with torch.device("meta"):
-        model = resnet.ResNet(values.model, [0.5] * 3, [0.25] * 3)
-    return resnet.num_parameters(model), resnet.multiply_adds(model)
+        network = resnet.ResNet(ModelParams.model_validate_json(model), [0.5] * 3, [0.25] * 3)
+    return resnet.num_parameters(network), resnet.multiply_adds(network)
 
 
 def fits(values: Params, drawn: dict[str, Any]) -> bool:
@@ -122,7 +128,7 @@ def fits(values: Params, drawn: dict[str, Any]) -> bool:
         wanted = trial_values(values, changes(values, drawn))
     except ValueError:
         return False
-    parameters, multiply_adds = size(wanted)
+    parameters, multiply_adds = size(wanted.model)
     most = values.search.max_multiply_adds
     return parameters <= values.model.max_parameters and (most is None or multiply_adds <= most)
 

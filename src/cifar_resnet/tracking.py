@@ -176,7 +176,8 @@ def _git(root: Path, *arguments: str) -> str:
 
 def search_run(root: Path, name: str, values: dict[str, Any]) -> str:
     """The id of a new run that the trials of a search are nested under."""
-    run = Run(connect(root), _new(connect(root), root, name))
+    client = connect(root)
+    run = Run(client, _new(client, root, name))
     run.params(values)
     return run.id
 

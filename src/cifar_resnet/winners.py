@@ -98,9 +98,11 @@ def apply(root: Path, values: Params, result: Result) -> str:
         after = replaced(after, section, key, written(value).replace(",", ", "))
     with whole(path) as temporary:
         temporary.write_text(after, encoding="utf-8")
-        if params.load(temporary) != params.changed(values, result.changes):
-            raise UserError("params.yaml: the values are not each on a line of their own; write them by hand: "
-                            + " ".join(overrides(result)))  # fmt: skip
+        if not holds(temporary, params.changed(values, result.changes)):
+            raise UserError(
+                f"params.yaml: its values are not each on a line of their own; write them by hand: "
+                f"{' '.join(overrides(result))}"
+            )
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), "before", "params.yaml"))
 
 
@@ -116,3 +118,10 @@ def replaced(text: str, section: str, key: str, value: str) -> str:
     return re.sub(
         head + r"(?P<value>[^\n#]*?)(?P<space> *)(?P<comment>#[^\n]*)?$", line, text, count=1, flags=re.MULTILINE
     )
+
+
+def holds(path: Path, wanted: Params) -> bool:
+    try:
+        return params.load(path) == wanted
+    except UserError:
+        return False
