@@ -40,6 +40,9 @@ B := workspace
 compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
 	@python -m cifar_resnet compare '$(A)' '$(B)'
 
+search: .venv/ready ## look for a better network, as `search:` in params.yaml says; the same command goes on
+	@python -m cifar_resnet search
+
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
 
@@ -52,4 +55,4 @@ mlflow-rebuild: .venv/ready ## show in MLflow what it lacks of the workspace and
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults test-services models mlflow-rebuild compare benchmark ui constraints
+.PHONY: help setup repro test test-faults test-services models mlflow-rebuild compare search benchmark ui constraints

@@ -29,6 +29,21 @@ TINY = {
     "evaluate": {"batch_size": 20},
     "register": {"min_accuracy": 0.5},
     "predict": {"batch_size": 20},
+    "search": {
+        "trials": 3,
+        "minutes": 10,
+        "epochs": 2,
+        "low_resolution_epochs": 1,
+        "train_per_class": 10,
+        "validation_per_class": 5,
+        "space": {
+            "model.layers": [1, 2],
+            "model.channels": [8, 12, 16],
+            "model.blocks": [1, 2],
+            "model.pool": [5, 7, 11, 15],
+            "train.filter_lr": {"low": 0.05, "high": 0.2, "scale": "log"},
+        },
+    },
 }
 
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from PIL import Image
 from test_pipeline import git
 from test_stages import rows
 
-from cifar_resnet import champion, inputs, rebuild, tracking
+from cifar_resnet import champion, inputs, params, rebuild, tracking
 from cifar_resnet.errors import UserError
+from cifar_resnet.search import Result, Study
 
 pytestmark = pytest.mark.services
 START_SECONDS = 180  # a server that imports torch on a busy machine
@@ -354,3 +355,58 @@ def test_four_writers_in_one_new_sqlite_database_lose_no_metric(tmp_path: Path) 
         for name in ("train_loss", "train_accuracy", "validation_loss"):
             history = client.get_metric_history(out.split()[-1], name)
             assert sorted(metric.step for metric in history) == list(range(1, 51))
+
+
+def test_four_workers_search_on_postgresql_and_the_trial_of_a_killed_one_is_made_by_another(
+    project: Path, postgresql: str, tmp_path: Path
+) -> None:
+    """SIGKILL in the middle of a trial: none is lost, none counted twice, none stuck."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    write_params(
+        tmp_path,
+        search={"trials": 12, "epochs": 20, "storage": postgresql, "silence_seconds": 20, "pruner": "none"},
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cifar_resnet", "search"]
+    logs = [tmp_path / f"{number}.log" for number in range(4)]
+    workers = []
+    for log in logs:
+        with log.open("w") as said:
+            workers.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said))
+
+    def study() -> Study:
+        return Study(tmp_path, params.load(tmp_path / "params.yaml"))
+
+    end = time.monotonic() + 5 * START_SECONDS
+    victim = None
+    while victim is None:
+        assert time.monotonic() < end, [log.read_text() for log in logs]
+        time.sleep(1)
+        if sum(each.outcome == "running" and each.epochs > 0 for each in results(study)) >= 2:
+            running = next(each for each in study().study.trials if each.state.name == "RUNNING" and each.user_attrs)
+            victim = running.number
+            os.kill(int(running.user_attrs["worker"].split(":")[1]), signal.SIGKILL)
+    codes = sorted(worker.wait(10 * START_SECONDS) for worker in workers)
+    assert codes == [-signal.SIGKILL, 0, 0, 0], [log.read_text() for log in logs]
+
+    found = results(study)
+    assert [each.number for each in found if each.outcome == "killed"] == [victim]
+    assert [each.retry_of for each in found if each.retry_of is not None] == [victim]
+    assert len(found) == 13
+    finished = [each for each in found if each.outcome == "finished"]
+    assert len(finished) == len({str(each.changes) for each in finished}) == 12
+    assert {str(each.changes) for each in found} == {str(each.changes) for each in finished}
+    client = tracking.connect(tmp_path)
+    for each in found:
+        assert each.mlflow_run is not None
+        status = client.get_run(each.mlflow_run).info.status
+        assert status == ("KILLED" if each.number == victim else "FINISHED")
+
+
+def results(study: Callable[[], Study]) -> list[Result]:
+    """None as long as there is no study."""
+    try:
+        return study().results()
+    except UserError:
+        return []

@@ -1,5 +1,6 @@
-"""The commands for people: python -m cifar_resnet predict photo.jpg, compare HEAD workspace, models list, rebuild"""
+"""The commands for people: python -m cifar_resnet predict, compare, models, search, rebuild"""
 
+import math
 import os
 import sys
 import tempfile
@@ -17,6 +18,12 @@ EXIT_CODES = """exit codes:
   1  none was, the model cannot be used, or with --strict something could not be read
   2  wrong usage
   3  some could not be read: they are named on stderr, all others were predicted"""
+
+SEARCH = """what to do:
+  run    train trials until there are enough; the same command goes on after an interruption, and joins others' search
+  best   show the best trials, each with the command that trains it in full
+  queue  put the best into DVC's queue, to be trained in full by `dvc queue start`
+  apply  write the best, or --trial N, into params.yaml and show what changed"""
 
 
 def main(root: Path) -> int:
@@ -40,6 +47,10 @@ def parser() -> ArgumentParser:
         formatter_class=RawDescriptionHelpFormatter,
     ))  # fmt: skip
     add_compare(commands.add_parser("compare", help="whether the network of one experiment is better than another's"))
+    add_search(commands.add_parser(
+        "search", help="look for a better network: section search of params.yaml", epilog=SEARCH,
+        formatter_class=RawDescriptionHelpFormatter,
+    ))  # fmt: skip
     add_models(commands.add_parser("models", help="list, promote, roll back registered models", add_help=False))
     rebuilding = commands.add_parser(
         "rebuild", help="show in MLflow what it lacks of the workspace and all experiments"
@@ -74,10 +85,36 @@ def add_compare(command: ArgumentParser) -> None:
                          help="picture of the images that only one has right (default: %(default)s)")  # fmt: skip
 
 
+def add_search(command: ArgumentParser) -> None:
+    command.set_defaults(command=search)
+    command.add_argument(
+        "action", nargs="?", choices=("run", "best", "queue", "apply"), default="run", help="see below"
+    )
+    command.add_argument("--trials", type=count, metavar="N", help="in all (default: search.trials)")
+    command.add_argument(
+        "--minutes", type=positive, metavar="N", help="no trial starts later (default: search.minutes)"
+    )
+    command.add_argument("--workers", type=count, default=1, metavar="N", help="processes that share this machine's "
+                         "cores (default: %(default)s)")  # fmt: skip
+    command.add_argument("--top", type=count, default=5, metavar="K", help="how many to show or queue (default: 5)")
+    command.add_argument("--trial", type=int, metavar="N", help="which to apply (default: the best)")
+    command.add_argument("--output", type=Path, metavar="FOLDER", help="write trials.csv and the figures there")
+
+
 def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 50_000:
         raise ArgumentTypeError(f"{text!r} is not a number from 1 to 50,000")
     return int(text)
+
+
+def positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
 
 
 def predict(root: Path, arguments: Namespace) -> int:
@@ -121,6 +158,13 @@ def rebuild(root: Path, arguments: Namespace) -> int:  # noqa: ARG001
     from cifar_resnet import rebuild  # DVC and MLflow take seconds to import
 
     rebuild.main(root)
+    return 0
+
+
+def search(root: Path, arguments: Namespace) -> int:
+    from cifar_resnet import searching  # Optuna takes seconds to import
+
+    searching.main(root, arguments)
     return 0
 
 

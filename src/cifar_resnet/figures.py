@@ -1,10 +1,13 @@
 """Records or arrays to matplotlib figures; nothing here saves or shows anything."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -157,6 +160,94 @@ def first_filters(filters: Floats) -> Figure:
 
 def _column(rows: Table, name: str) -> Floats:
     return np.array([row[name] for row in rows], dtype=float)
+
+
+def search_history(numbers: Sequence[int], accuracy: Sequence[float], finished: Sequence[bool]) -> Figure:
+    """Accuracy by trial with the best so far; those that were stopped early stand at their last epoch."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    done = np.array(finished, dtype=bool)
+    x, y = np.array(numbers), np.array(accuracy, dtype=float)
+    axes.plot(x[done], y[done], "o", color=BLUE, label="finished")
+    if not done.all():
+        axes.plot(x[~done], y[~done], "x", color="grey", label="pruned or failed, at its last epoch")
+    axes.step(x[done], np.maximum.accumulate(y[done]), where="post", color=RED, label="best so far")
+    axes.set(xlabel="trial", ylabel="accuracy on the hold-out", title="Accuracy by trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _percent(axes.yaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def parallel_coordinates(columns: Mapping[str, Sequence[Any]], accuracy: Sequence[float]) -> Figure:
+    """A line for each trial through what it drew, coloured by its accuracy; it passes by where a value is None."""
+    figure = Figure(figsize=(max(7, 0.75 * len(columns) + 2), 4.6), layout="constrained")
+    axes = figure.subplots()
+    colours = Normalize(min(accuracy), max(accuracy) if max(accuracy) > min(accuracy) else min(accuracy) + 1e-9)
+    places = [_places(column) for column in columns.values()]
+    order = np.argsort(accuracy)
+    for row in order:
+        points = [(x, place[row]) for x, (place, _) in enumerate(places) if place[row] is not None]
+        axes.plot(*zip(*points, strict=True), color=colormaps["cividis"](colours(accuracy[row])), alpha=0.8)
+    for x, (_, marks) in enumerate(places):
+        axes.axvline(x, color="grey", linewidth=0.5)
+        for text, height in marks.items():
+            axes.text(x + 0.04, height, text, fontsize=7, va="center")
+    axes.set_xticks(range(len(columns)), list(columns), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks([])
+    axes.set_title("What each finished trial drew")
+    figure.colorbar(
+        ScalarMappable(colours, "cividis"), ax=axes, label="accuracy", format=PercentFormatter(1, decimals=0)
+    )
+    return figure
+
+
+def importance(shares: dict[str, float]) -> Figure:
+    """Share of the variance that each parameter explains, the largest on top."""
+    figure = Figure(figsize=(6, 0.28 * len(shares) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    names = sorted(shares, key=lambda name: shares[name])
+    axes.barh(names, [shares[name] for name in names], color=BLUE)
+    axes.set(xlabel="share of the accuracy's variance", title="Importance (fANOVA)")
+    axes.tick_params(axis="y", labelsize=8)
+    _percent(axes.xaxis)
+    axes.grid(alpha=0.3, axis="x")
+    return figure
+
+
+def accuracy_cost(cost: Sequence[float], accuracy: Sequence[float], front: Sequence[int], numbers: Sequence[int],
+                  label: str) -> Figure:  # fmt: skip
+    """Accuracy against parameters or multiply-adds; `front` are the places of those that none beats in both."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(cost, accuracy, "o", color=BLUE, label="finished trials")
+    best = sorted(front, key=lambda place: cost[place])
+    x, y = [cost[place] for place in best], [accuracy[place] for place in best]
+    axes.step(x, y, where="post", color=RED, marker="o", label="Pareto front")
+    for place in best:
+        axes.annotate(str(numbers[place]), (cost[place], accuracy[place]), xytext=(4, -10), textcoords="offset points",
+                      fontsize=8)  # fmt: skip
+    axes.set(xlabel=label, ylabel="accuracy on the hold-out", title=f"Accuracy against {label}")
+    axes.set_xscale("log")
+    _percent(axes.yaxis)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _places(column: Sequence[Any]) -> tuple[list[float | None], dict[str, float]]:
+    """(height of each value on an axis from 0 to 1, heights of the marks): floats by their size, choices by rank."""
+    present = [value for value in column if value is not None]
+    if any(isinstance(value, float) for value in present) and min(present) < max(present):
+        low, high = min(present), max(present)
+        heights = {value: (value - low) / (high - low) for value in present}
+        marks = {f"{value:.3g}": heights[value] for value in (low, high)}
+    else:
+        ordered = sorted(set(present), key=lambda value: (isinstance(value, str), value))
+        heights = {value: (place + 0.5) / len(ordered) for place, value in enumerate(ordered)}
+        marks = {str(value): heights[value] for value in ordered}
+    return [heights.get(value) for value in column], marks
 
 
 def _percent(axis: Any, decimals: int = 0) -> None:

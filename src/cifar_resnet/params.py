@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from cifar_resnet.errors import UserError
 
@@ -13,6 +13,7 @@ Whole = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=2, le=50_000)]
+PER_LAYER = ("channels", "blocks", "kernels", "skip_kernels")
 
 
 class Section(BaseModel):
@@ -131,6 +132,45 @@ class PredictParams(Section):
     strict: bool
 
 
+class Range(Section):
+    """Numbers from `low` to `high`, both included; only whole ones if both are whole."""
+
+    low: Annotated[int | float, Field(allow_inf_nan=False)]
+    high: Annotated[int | float, Field(allow_inf_nan=False)]
+    scale: Literal["linear", "log"]
+
+
+class SearchParams(Section):
+    study: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    storage: Annotated[str, Field(pattern=r"^(sqlite:///|postgresql(\+\w+)?://).+")]
+    sampler: Literal["random", "tpe", "nsga2"]
+    cost: Literal["parameters", "multiply_adds"]
+    pruner: Literal["none", "median", "halving"]
+    seed: Whole
+    trials: Count
+    minutes: Rate
+    silence_seconds: Annotated[int, Field(ge=2)]
+    epochs: Count
+    low_resolution_epochs: Whole
+    train_per_class: Count
+    validation_per_class: Count
+    max_multiply_adds: Count | None
+    space: Annotated[dict[str, list[Any] | Range], Field(min_length=1)]
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _is_a_space(cls, found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        return {name: _allowed(name, value) for name, value in found.items()}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SearchParams":
+        if self.sampler == "nsga2" and self.pruner != "none":
+            raise ValueError(f"pruner is {self.pruner}: nsga2 weighs accuracy against cost, so it must be none")
+        return self
+
+
 class Params(Section):
     download: DownloadParams
     preprocess: PreprocessParams
@@ -141,6 +181,7 @@ class Params(Section):
     evaluate: EvaluateParams
     register_: Annotated[RegisterParams, Field(alias="register")]
     predict: PredictParams
+    search: SearchParams
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Params":
@@ -188,11 +229,73 @@ def flat(values: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, keys in values.items() for key, value in keys.items()}
 
 
+def changed(values: Params, changes: dict[str, Any]) -> Params:
+    """With other values, by their full names, as `dvc exp run -S` takes them.
+
+    Raises:
+        ValueError: if they are not allowed.
+    """
+    sections = values.model_dump(by_alias=True)
+    for name, value in changes.items():
+        section, key = name.split(".")
+        sections[section][key] = value
+    return Params.model_validate(sections)
+
+
 def summary(values: Params) -> str:
     """What tells one training from another, in a few words."""
     model, train = values.model, values.train
     layers = "+".join(f"{blocks}x{channels}" for blocks, channels in zip(model.blocks, model.channels, strict=True))
     return f"seed {train.seed}, {train.epochs} epochs, {layers}"
+
+
+def _searchable() -> dict[str, TypeAdapter[Any]]:
+    """What search.space may name, each with the type of a value; the rest is a trial's budget or changes no result."""
+    kinds: dict[str, Any] = {"model.layers": Count}
+    kinds |= {f"model.{name}": field.rebuild_annotation() for name, field in ModelParams.model_fields.items()}
+    kinds |= {f"model.{name}": Count for name in PER_LAYER}
+    kinds |= {f"train.{name}": field.rebuild_annotation() for name, field in TrainParams.model_fields.items()}
+    fixed = {"model.max_parameters"} | {
+        f"train.{name}"
+        for name in ("seed", "epochs", "low_resolution_epochs", "low_resolution", "precision", "processes",
+                     "shared_normalisation")
+    }  # fmt: skip
+    return {name: TypeAdapter(kind) for name, kind in kinds.items() if name not in fixed}
+
+
+def _allowed(name: str, value: Any) -> list[Any] | Range:
+    """What a parameter of the search space may be."""
+    kinds, found = _searchable(), _choices(name, value)
+    if name not in kinds:
+        raise ValueError(f"{name} is unknown; allowed are {', '.join(kinds)}")
+    values = [found.low, found.high] if isinstance(found, Range) else found
+    for value in values:
+        try:
+            kinds[name].validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{name} holds {value!r}: {_lower(error.errors()[0]['msg'])}") from None
+    if not values:
+        raise ValueError(f"{name} is []: at least one choice needed")
+    if isinstance(found, Range) and not (found.low < found.high and (found.scale == "linear" or found.low > 0)):
+        raise ValueError(
+            f"{name} is from {found.low} to {found.high}: low must be below high, and above 0 on a log scale"
+        )
+    return found
+
+
+def _choices(name: str, found: Any) -> list[Any] | Range:
+    if isinstance(found, list | Range):
+        return found
+    try:
+        return Range.model_validate(found)
+    except ValidationError:
+        raise ValueError(
+            f"{name} is {found!r}: a list of choices or {{low: 1, high: 2, scale: linear}} (or log) needed"
+        ) from None
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
 
 
 def _line(file: str, mistake: Any) -> str:
@@ -204,4 +307,4 @@ def _line(file: str, mistake: Any) -> str:
         return f"{file}: {key} is unknown; remove it or mend the spelling"
     if mistake["type"] == "value_error":
         return f"{file}: {key + '.' if key else ''}{problem}"
-    return f"{file}: {key} is {mistake['input']!r}: {problem[0].lower()}{problem[1:]}"
+    return f"{file}: {key} is {mistake['input']!r}: {_lower(problem)}"

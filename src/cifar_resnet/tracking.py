@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import mlflow
@@ -167,3 +168,31 @@ def experiment_id(client: MlflowClient) -> str:
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     return str(experiment.experiment_id)
+
+
+def search_run(root: Path, name: str, values: dict[str, Any]) -> str:
+    """The id of a new run that the trials of a search are nested under."""
+    client = connect(root)
+    run = Run(client, create(client, name, lineage.origin(root)))
+    run.params(values)
+    return run.id
+
+
+def nested_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -> Run:
+    """A new run that MLflow shows below `parent`; `end` ends it."""
+    client = connect(root)
+    run = Run(client, create(client, name, lineage.origin(root) | {"mlflow.parentRunId": parent}))
+    run.tags(tags)
+    return run
+
+
+def end(root: Path, run_id: str, status: str, *, only_running: bool = False) -> None:
+    """Set the status FINISHED, FAILED, KILLED or RUNNING of a run, unless it was deleted from this database."""
+    client = connect(root)
+    try:
+        if not only_running or client.get_run(run_id).info.status == "RUNNING":
+            client.update_run(run_id, status="RUNNING") if status == "RUNNING" else client.set_terminated(
+                run_id, status
+            )
+    except MlflowException as error:
+        print(f"MLflow has no run {run_id} of this search: {error}")
