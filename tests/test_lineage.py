@@ -16,7 +16,7 @@ BEFORE = {
 }
 AFTER = {
     "model": {"channels": [8, 16, 32], "pool": 3},
-    "train": {"epochs": 4, "cutout": 0, "shared_normalisation": False, "weight_decay": 1e-05},
+    "train": {"epochs": 4, "cutout": 0, "shared_normalisation": False, "weight_decay": 0.001},
     "predict": {"input": "my photos/it's.zip"},
 }
 
@@ -49,7 +49,7 @@ def test_the_recipes_overrides_make_the_params_again(root: Path) -> None:
     assert yaml.safe_load((root / "params.yaml").read_text()) == AFTER
     title = lineage.title(root, text)
     assert (
-        title == "model.channels=[8,16,32], train.epochs=4, train.shared_normalisation=false, train.weight_decay=1e-05"
+        title == "model.channels=[8,16,32], train.epochs=4, train.shared_normalisation=false, train.weight_decay=0.001"
     )
 
 
