@@ -67,7 +67,7 @@ def copy(database: Path, folder: Path) -> MlflowClient:
 
 
 def pages(client: MlflowClient, model: str) -> dict[str, str]:
-    """Name -> address within MLflow, of the run table, the latest two runs side by side, and the registered champion.
+    """Name -> address within MLflow: the run table, the latest two runs side by side, the champion in the registry.
 
     Raises:
         UserError: if there are fewer than two finished runs, or no champion.

@@ -1,5 +1,6 @@
 """A run in MLflow: what is written to it, and what is kept while MLflow does not answer."""
 
+import logging
 import time
 import uuid
 from pathlib import Path
@@ -92,6 +93,9 @@ class Run:
 
     def watch_machine(self) -> None:
         """From now on, log how busy processors, memory, disk, network and GPUs are, averaged over an epoch."""
+        logging.getLogger(SystemMetricsMonitor.__module__).setLevel(
+            logging.WARNING
+        )  # it tells of GPUs that are not there
         self.monitor = SystemMetricsMonitor(self.id, tracking_uri=self.client.tracking_uri)
         self.sample()  # the load of a processor is measured from one look to the next
         self._system()

@@ -1,5 +1,6 @@
 """MLflow as the window on DVC's files: one experiment, one run for each execution of train."""
 
+import logging
 import os
 import platform
 import sqlite3
@@ -34,6 +35,7 @@ def connect(root: Path) -> MlflowClient:
     home = Path(os.environ.get("DVC_ROOT", root)).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
     for key, value in BOUNDS.items():
         os.environ.setdefault(key, value)
     local = urlsplit(uri).scheme == "sqlite"
@@ -88,9 +90,10 @@ def training_run(
 def _training_run(root: Path, name: str, scratch: Path, alive: Callable[[Path], bool]) -> Run:
     client = connect(root)
     place = f"{platform.node()}:{scratch.resolve()}"
-    run_id = _unfinished(client, place, alive) or create(client, name, lineage.origin(root) | {"scratch": place})
-    client.update_run(run_id, status="RUNNING")
-    return Run(client, run_id)
+    with needed(client):
+        run_id = _unfinished(client, place, alive) or create(client, name, lineage.origin(root) | {"scratch": place})
+        client.update_run(run_id, status="RUNNING")
+        return Run(client, run_id)
 
 
 def run_of(root: Path, run_id: str) -> Run:

@@ -1,0 +1,72 @@
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides
+
+from cifar_resnet import lineage
+
+BEFORE = {
+    "model": {"channels": [64, 256], "pool": 3},
+    "train": {"epochs": 13, "cutout": 0, "shared_normalisation": True, "weight_decay": 0.004},
+    "predict": {"input": "data/prepared/test_images.npy"},
+}
+AFTER = {
+    "model": {"channels": [8, 16, 32], "pool": 3},
+    "train": {"epochs": 4, "cutout": 0, "shared_normalisation": False, "weight_decay": 0.001},
+    "predict": {"input": "my photos/it's.zip"},
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(BEFORE))
+    (tmp_path / "code.py").write_text("before")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", "--all")
+    git(tmp_path, "commit", "--quiet", "--message", "first")
+    return tmp_path
+
+
+def git(root: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    done = subprocess.run(["git", *identity, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_the_recipes_overrides_make_the_params_again(root: Path) -> None:
+    commit, text = git(root, "rev-parse", "HEAD"), yaml.safe_dump(AFTER)
+    told = lineage.recipe(root, commit, text).splitlines()
+    assert told[:4] == ["To reproduce it:", "", "```", f"git checkout {commit}"]
+    words = shlex.split(told[4])
+    assert words[:3] == ["dvc", "exp", "run"]
+    assert words[3::2] == ["-S"] * 5
+    apply_overrides(root / "params.yaml", words[4::2])  # as dvc does
+    assert yaml.safe_load((root / "params.yaml").read_text()) == AFTER
+    title = lineage.title(root, text)
+    assert (
+        title == "model.channels=[8,16,32], train.epochs=4, train.shared_normalisation=false, train.weight_decay=0.001"
+    )
+
+
+def test_without_changes_the_recipe_is_repro_and_other_files_are_named(root: Path) -> None:
+    commit, text = git(root, "rev-parse", "HEAD"), (root / "params.yaml").read_text()
+    assert lineage.recipe(root, commit, text).endswith(f"git checkout {commit}\ndvc repro\n```")
+    assert lineage.title(root, text) == ""
+    (root / "code.py").write_text("after")
+    assert lineage.recipe(root, commit, text).endswith("Besides, these files differ from that commit: code.py.")
+    assert lineage.recipe(root, "", text) == "No Git commit is known that would reproduce it."
+
+
+def test_the_commit_that_brought_a_file_is_found(root: Path) -> None:
+    first = git(root, "rev-parse", "HEAD")
+    (root / "other.py").touch()
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "second")
+    assert lineage.keeper(root, "code.py") == lineage.keeper(root, "code.py", "HEAD") == first
+    (root / "code.py").write_text("after")
+    assert lineage.keeper(root, "code.py") == ""
