@@ -365,7 +365,7 @@ def test_four_workers_search_on_postgresql_and_the_trial_of_a_killed_one_is_made
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(
         tmp_path,
-        search={"trials": 12, "epochs": 20, "storage": postgresql, "silence_seconds": 20, "pruner": "none"},
+        search={"trials": 12, "epochs": 20, "storage": postgresql, "silence_seconds": 60, "pruner": "none"},
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cifar_resnet", "search"]

@@ -28,11 +28,6 @@ from cifar_resnet.params import Params
 ATTEMPTS = 3  # a trial that so many workers died of is given up: it may need more memory than there is
 MADE_WITH = "made_with"
 REMOTE: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
-PRUNERS = {
-    "none": optuna.pruners.NopPruner(),
-    "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
-    "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
-}
 
 
 class TakenOverError(Exception):
@@ -114,7 +109,7 @@ class Study:
             raise self._missing()
         self.storage, self.study = self._opened(create=data is not None)
         if data is not None:
-            self._check(made_with(values, data))
+            self._check(space.made_with(values, data))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -162,7 +157,7 @@ class Study:
             storage=storage,
             study_name=self.search.study,
             sampler=self.sampler,
-            pruner=PRUNERS[self.search.pruner],
+            pruner=space.PRUNERS[self.search.pruner],
             directions=["maximize", "minimize"] if self.search.sampler == "nsga2" else ["maximize"],
             load_if_exists=True,
         )
@@ -279,17 +274,6 @@ class Study:
             self.study, evaluator=evaluator, target=lambda trial: trial.values[0]
         )
         return dict(found)
-
-
-def made_with(values: Params, data: str) -> dict[str, Any]:
-    """What the trials of a study must have in common to be compared."""
-    sections = values.model_dump(mode="json", include={"model", "train"})
-    found = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
-    free = {"study", "storage", "sampler", "cost", "pruner", "seed", "trials", "minutes", "silence_seconds"}
-    found["search.sampler"] = f"nsga2 of {values.search.cost}" if values.search.sampler == "nsga2" else "random or tpe"
-    found |= {f"search.{key}": value for key, value in values.search.model_dump(mode="json", exclude=free).items()}
-    searched = {*values.search.space, "train.epochs", "train.low_resolution_epochs", "train.processes"}
-    return {key: value for key, value in found.items() if key not in searched} | {"training images": data}
 
 
 def _outcome(trial: FrozenTrial) -> str:

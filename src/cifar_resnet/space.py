@@ -16,6 +16,11 @@ from cifar_resnet.params import PER_LAYER, ModelParams, Params, Range
 
 DRAWS = 1_000  # tries to find a network within the budget
 POPULATION = 12  # of NSGA-II: the first so many trials are random
+PRUNERS = {
+    "none": optuna.pruners.NopPruner(),
+    "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
+    "halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+}
 
 
 class Feasible(BaseSampler):
@@ -131,6 +136,17 @@ def fits(values: Params, drawn: dict[str, Any]) -> bool:
     parameters, multiply_adds = size(wanted.model)
     most = values.search.max_multiply_adds
     return parameters <= values.model.max_parameters and (most is None or multiply_adds <= most)
+
+
+def made_with(values: Params, data: str) -> dict[str, Any]:
+    """What the trials of a study must have in common to be compared."""
+    sections = values.model_dump(mode="json", include={"model", "train"})
+    found = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    free = {"study", "storage", "sampler", "cost", "pruner", "seed", "trials", "minutes", "silence_seconds"}
+    found["search.sampler"] = f"nsga2 of {values.search.cost}" if values.search.sampler == "nsga2" else "random or tpe"
+    found |= {f"search.{key}": value for key, value in values.search.model_dump(mode="json", exclude=free).items()}
+    searched = {*values.search.space, "train.epochs", "train.low_resolution_epochs", "train.processes"}
+    return {key: value for key, value in found.items() if key not in searched} | {"training images": data}
 
 
 def _sampler(name: str, seed: int) -> BaseSampler:

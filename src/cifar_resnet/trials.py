@@ -88,6 +88,7 @@ def search(root: Path, values: Params, *, limit: int, minutes: float) -> Study:
                     watched.say(f"trial {trial.number} was given to another worker, as this one was silent too long")
                 gc.collect()
                 news.look()
+            news.look()  # others may have ended the last ones
         finally:
             tracking.end(root, str(study.mlflow_run), status(study, limit))
     return study
