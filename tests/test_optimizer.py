@@ -41,11 +41,31 @@ def test_every_trained_parameter_moves_and_no_other(name: str) -> None:
         assert value.grad is None or not value.grad.any(), key
 
 
-def test_muon_sees_a_filter_as_a_row_that_shares_its_memory_and_keeps_the_norm() -> None:
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (2, 32)])  # wide and tall as a matrix
+def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    conv = resnet.convolution(inputs, outputs, 3).to(memory_format=torch.channels_last)
+    muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.bfloat16)
+    matrix = torch.nn.Parameter(optimizer.as_matrix(conv.weight.detach()).clone())
+    reference = torch.optim.Muon([matrix], lr=0.1, momentum=0.6, weight_decay=0.0, ns_steps=3)
+    for _ in range(3):
+        conv.weight.grad = torch.randn_like(conv.weight)
+        matrix.grad = optimizer.as_matrix(conv.weight.grad).clone()
+        muon.step()
+        reference.step()
+        optimizer.normalize(matrix.detach())
+        torch.testing.assert_close(optimizer.as_matrix(conv.weight), matrix, rtol=0, atol=0)
+
+
+def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision() -> None:
     conv = resnet.convolution(8, 16, 3).to(memory_format=torch.channels_last)
-    muon = optimizer.FilterMuon([conv.weight], lr=0.1, momentum=0.6)
-    assert muon.matrices[0].shape == (16, 72)
-    assert muon.matrices[0].data_ptr() == conv.weight.data_ptr()
+    place = conv.weight.data_ptr()
+    muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.float32)
     conv(torch.rand(2, 8, 8, 8)).square().sum().backward()
     muon.step()
+    assert conv.weight.data_ptr() == place
     assert conv.weight.norm().item() == pytest.approx(4, rel=1e-5)
+    found = optimizer.orthogonalized(torch.randn(16, 72), torch.float32)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert 0.3 < values.min() < values.max() < 1.3  # three steps do not quite reach 1, nor are they meant to

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cifar_resnet import hardware
 from cifar_resnet.params import TrainParams
 
 
@@ -15,37 +16,45 @@ def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
     return (steps - step) / (steps - warmup_steps)
 
 
-class FilterMuon(torch.optim.Muon):
-    """Muon on convolution filters: each is seen as a matrix (filters, weights of a filter) that shares its memory.
+class Muon(torch.optim.Optimizer):
+    """Muon on convolution filters, each seen as a matrix (filters, weights of a filter) that shares its memory.
 
-    Every matrix keeps the norm sqrt(filters), so the learning rate is a relative one.
+    Every matrix keeps the norm sqrt(filters), so the learning rate is a relative one. Unlike torch.optim.Muon it takes
+    filters and orthogonalizes in `precision`: bfloat16, which that always takes, costs half a step on a CPU without it.
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
     """
 
-    def __init__(self, filters: list[nn.Parameter], *, lr: float, momentum: float) -> None:
-        self.filters = filters
-        self.matrices = [nn.Parameter(as_matrix(f.data)) for f in filters]
-        super().__init__(self.matrices, lr=lr, momentum=momentum, weight_decay=0.0, ns_steps=3)
-        self.normalize()
+    def __init__(self, filters: list[nn.Parameter], *, lr: float, momentum: float, precision: torch.dtype) -> None:
+        super().__init__(filters, {"lr": lr, "momentum": momentum})
+        self.precision = precision
+        for filter_ in filters:
+            normalize(as_matrix(filter_.data))
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        for matrix, parameter in zip(self.matrices, self.filters, strict=True):
-            assert parameter.grad is not None
-            matrix.grad = as_matrix(parameter.grad)
-        loss = super().step(closure)  # type: ignore[no-untyped-call]
-        self.normalize()
-        return loss
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        for group in self.param_groups:
+            for filter_ in group["params"]:
+                matrix, gradient = as_matrix(filter_), as_matrix(filter_.grad)
+                average = self.state[filter_].setdefault("momentum_buffer", torch.zeros_like(gradient))
+                average.lerp_(gradient, 1 - group["momentum"])
+                update = orthogonalized(gradient.lerp(average, group["momentum"]), self.precision)
+                matrix.add_(update, alpha=-group["lr"] * max(1, len(matrix) / matrix.shape[1]) ** 0.5)
+                normalize(matrix)
 
-    @torch.no_grad()
-    def normalize(self) -> None:
-        for matrix in self.matrices:
-            matrix.mul_(len(matrix) ** 0.5 / matrix.norm())
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        super().zero_grad(set_to_none)
-        for parameter in self.filters:
-            parameter.grad = None
+def orthogonalized(matrix: Tensor, precision: torch.dtype) -> Tensor:
+    """Near the closest (half-)orthogonal matrix, by three Newton-Schulz steps with the coefficients of K. Jordan."""
+    tall = len(matrix) > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(precision)
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(3):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if tall else x
+
+
+def normalize(matrix: Tensor) -> None:
+    matrix.mul_(len(matrix) ** 0.5 / matrix.norm())
 
 
 def as_matrix(filters: Tensor) -> Tensor:
@@ -66,7 +75,8 @@ def build(model: nn.Module, params: TrainParams) -> list[torch.optim.Optimizer]:
     groups = [group(biases, params.bias_lr), group(heads, params.head_lr)]
     optimizers: list[torch.optim.Optimizer] = []
     if params.optimizer == "muon":
-        optimizers.append(FilterMuon(filters, lr=params.filter_lr, momentum=params.filter_momentum))
+        precision, _ = hardware.precision(params.precision, filters[0].device)
+        optimizers.append(Muon(filters, lr=params.filter_lr, momentum=params.filter_momentum, precision=precision))
     else:
         groups.append(group(filters, params.filter_lr) | {"momentum": params.filter_momentum})
     optimizers.append(torch.optim.SGD(groups, momentum=params.momentum, nesterov=True, fused=True))
