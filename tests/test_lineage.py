@@ -70,3 +70,22 @@ def test_the_commit_that_brought_a_file_is_found(root: Path) -> None:
     assert lineage.keeper(root, "code.py") == lineage.keeper(root, "code.py", "HEAD") == first
     (root / "code.py").write_text("after")
     assert lineage.keeper(root, "code.py") == ""
+
+
+def test_what_the_pipeline_writes_itself_makes_nothing_dirty(root: Path) -> None:
+    for name in ("dvc.lock", "data/model/model.json"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("before")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "result")
+    for name in ("dvc.lock", "data/model/model.json"):
+        (root / name).write_text("after")
+    clean = lineage.origin(root)
+    assert clean["git_dirty"] == "false"
+    assert clean["git_commit"] == git(root, "rev-parse", "HEAD")
+    for name in ("params.yaml", "code.py"):
+        before = (root / name).read_text()
+        (root / name).write_text(before + "\n")
+        assert lineage.origin(root)["git_dirty"] == "true"
+        assert (lineage.origin(root)["params"] == clean["params"]) == (name != "params.yaml")
+        (root / name).write_text(before)

@@ -161,7 +161,16 @@ def test_a_second_clone_has_it_all_without_training(
         assert {key: run.data.metrics[key] for key in same} == pytest.approx(
             {key: original.data.metrics[key] for key in same}, abs=1e-6
         )  # history.csv has six decimals
-        for tag in ("model", "train_data", "git_commit", "dvc_experiment", "dvc_baseline", "mlflow.note.content"):
+        for tag in (
+            "model",
+            "train_data",
+            "params",
+            "git_commit",
+            "git_dirty",
+            "dvc_experiment",
+            "dvc_baseline",
+            "mlflow.note.content",
+        ):
             assert run.data.tags.get(tag) == original.data.tags.get(tag), (name, tag)
         digests = [each.dataset.digest for each in run.inputs.dataset_inputs]
         assert digests == [each.dataset.digest for each in original.inputs.dataset_inputs]

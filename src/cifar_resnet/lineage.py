@@ -10,18 +10,23 @@ from textwrap import shorten
 from typing import Any
 
 from cifar_resnet import params
+from cifar_resnet.files import digest
 
 TRAINING = ("preprocess.", "model.", "train.")
-OWN = ("params.yaml", "dvc.lock", "data/")  # told as -S, or written by the pipeline itself
+WRITTEN = ("dvc.lock", "data/")  # by the pipeline itself
+OWN = ("params.yaml", *WRITTEN)  # told as -S, or written
 
 
 def origin(root: Path) -> dict[str, str]:
-    """Where the code came from: git commit, whether it was changed since, DVC's experiment and baseline."""
+    """Where the code came from: git commit, whether a file was changed since, DVC's experiment and baseline, and the
+    hash of params.yaml."""
+    others = [f":(exclude){each}" for each in WRITTEN]
     tags = {
         "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no"))).lower(),
+        "git_dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *others))).lower(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
+        "params": digest(root / "params.yaml") if (root / "params.yaml").exists() else "",
     }
     tags["mlflow.source.git.commit"] = tags["git_commit"]
     return {key: value for key, value in tags.items() if value}

@@ -90,7 +90,7 @@ def fill(run: Run, root: Path, revision: Revision, folder: Path, history: list[E
 def name_and_tags(root: Path, revision: Revision, folder: Path, original: str) -> tuple[str, dict[str, str]]:
     """What the run had where it trained; its tag ORIGINAL is by what the next rebuild knows it."""
     provenance, text = provenance_of(folder), (folder / "params.yaml").read_text(encoding="utf-8")
-    tags = {key: value for key, value in provenance.items() if key.startswith(("git_", "dvc_", "mlflow."))}
+    tags = {key: value for key, value in provenance.items() if key.startswith(("git_", "dvc_", "mlflow.", "params"))}
     name = lineage.title(root, text, provenance.get("git_commit", ""))
     with suppress(UserError):  # the params.yaml of other code than this
         name = name or params.summary(params.load(folder / "params.yaml"))
