@@ -29,8 +29,14 @@ test: .venv/ready ## run every check: format, lint, types, tests
 test-faults: .venv/ready ## kill trainings in every way and compare with an unbroken one, about 11 minutes
 	@pytest -m faults
 
-test-services: .venv/ready ## run the tests with real servers: models over HTTP, MLflow on PostgreSQL, several writers
+test-services: .venv/ready postgresql ## run the tests with real servers: models over HTTP, MLflow on PostgreSQL, several writers
 	@pytest -m services
+
+# Debian's and Ubuntu's server keeps its programs out of PATH; only where there is none is one installed.
+postgresql:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "no PostgreSQL found: install its server, so that initdb is in PATH"; exit 1; }; \
+	  root=$$([ "$$(id -u)" = 0 ] || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq postgresql; }
 
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
@@ -55,4 +61,4 @@ mlflow-rebuild: .venv/ready ## show in MLflow what it lacks of the workspace and
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults test-services models mlflow-rebuild compare search benchmark ui constraints
+.PHONY: help setup repro test test-faults test-services postgresql models mlflow-rebuild compare search benchmark ui constraints
