@@ -93,3 +93,19 @@ def test_filters_are_stretched_to_their_own_range() -> None:
     assert len(axes) == 2
     shown = axes[1].images[0].get_array()
     assert (shown.min(), shown.max()) == (0, 1)
+
+
+def test_accuracy_against_cost_marks_the_front_and_writes_costs_with_units() -> None:
+    axes = figures.accuracy_cost([2e7, 4e7, 3e7], [0.5, 0.675, 0.45], [0, 1], [7, 8, 9], "multiply-adds").axes[0]
+    points, front = axes.lines
+    assert list(points.get_ydata()) == [0.5, 0.675, 0.45]
+    assert front.get_xydata().tolist() == [[2e7, 0.5], [4e7, 0.675]]
+    assert [text.get_text() for text in axes.texts] == ["7", "8"]
+    assert axes.xaxis.get_major_formatter()(2e7) == "20 M"
+    assert axes.yaxis.get_major_formatter()(0.675) == "67.5%"
+
+
+def test_the_largest_share_of_the_variance_is_on_top() -> None:
+    axes = figures.importance({"model.pool": 0.25, "model.layers": 0.75}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["model.pool", "model.layers"]
+    assert [bar.get_width() for bar in axes.patches] == [0.25, 0.75]

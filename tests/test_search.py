@@ -189,6 +189,17 @@ def test_a_kill_in_the_middle_of_a_claim_leaves_nothing_behind(tmp_path: Path) -
     assert claimed(found, limit=1).changes == trial.changes
 
 
+def test_importance_is_shared_among_the_parameters_that_all_finished_trials_have(tmp_path: Path) -> None:
+    found = study(tmp_path)
+    for _ in range(8):
+        trial = claimed(found)
+        finish(found, trial, 0.5 + 0.1 * len(trial.values.model.channels))
+    shares = found.importance()
+    assert set(shares) == {"model.layers", "model.channels.0", "model.blocks.0", "model.pool", "train.filter_lr"}
+    assert max(shares, key=shares.__getitem__) == "model.layers"
+    assert sum(shares.values()) == pytest.approx(1)
+
+
 def test_a_study_made_with_another_space_or_budget_is_refused(tmp_path: Path) -> None:
     study(tmp_path)
     study(tmp_path, trials=9, sampler="tpe", pruner="none")

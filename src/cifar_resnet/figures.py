@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from cifar_resnet.images import Pixels
@@ -198,7 +198,7 @@ def parallel_coordinates(columns: Mapping[str, Sequence[Any]], accuracy: Sequenc
     axes.set_yticks([])
     axes.set_title("What each finished trial drew")
     figure.colorbar(
-        ScalarMappable(colours, "cividis"), ax=axes, label="accuracy", format=PercentFormatter(1, decimals=0)
+        ScalarMappable(colours, "cividis"), ax=axes, label="accuracy", format=PercentFormatter(1, decimals=None)
     )
     return figure
 
@@ -230,7 +230,10 @@ def accuracy_cost(cost: Sequence[float], accuracy: Sequence[float], front: Seque
                       fontsize=8)  # fmt: skip
     axes.set(xlabel=label, ylabel="accuracy on the hold-out", title=f"Accuracy against {label}")
     axes.set_xscale("log")
-    _percent(axes.yaxis)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    _percent(axes.yaxis, None)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return figure
@@ -250,5 +253,6 @@ def _places(column: Sequence[Any]) -> tuple[list[float | None], dict[str, float]
     return [heights.get(value) for value in column], marks
 
 
-def _percent(axis: Any, decimals: int = 0) -> None:
+def _percent(axis: Any, decimals: int | None = 0) -> None:
+    """None: as many decimals as tell the marks apart."""
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals))

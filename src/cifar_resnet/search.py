@@ -268,10 +268,16 @@ class Study:
         return [_result(trial) for trial in self.study.get_trials(deepcopy=False)]
 
     def importance(self) -> dict[str, float]:
-        """Share of the accuracy's variance that each parameter explains; needs a few finished trials."""
+        """Share of the accuracy's variance that each parameter explains; needs a few finished trials. Parameters of
+        layers that some of them lack are left out: there, the values drawn for them mean nothing."""
+        finished = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        present = len(self.values.model.channels)
+        fewest = min(trial.params.get("model.layers", present) for trial in finished)
+        layers = {name: name.rpartition(".")[2] for name in self.space}
+        shared = [name for name, layer in layers.items() if not layer.isdecimal() or int(layer) < fewest]
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = optuna.importance.get_param_importances(
-            self.study, evaluator=evaluator, target=lambda trial: trial.values[0]
+            self.study, evaluator=evaluator, params=shared, target=lambda trial: trial.values[0]
         )
         return dict(found)
 
