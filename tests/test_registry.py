@@ -1,6 +1,11 @@
 from pathlib import Path
 
+import mlflow
+import numpy as np
+import pytest
+
 from cifar_resnet import registry, tracking
+from cifar_resnet.runs import Run
 
 
 def test_a_model_that_another_machine_registered_first_keeps_that_version(tmp_path: Path) -> None:
@@ -13,3 +18,20 @@ def test_a_model_that_another_machine_registered_first_keeps_that_version(tmp_pa
     assert [int(each.version) for each in registry.versions(client, "model", tags)] == [2]
     assert len(client.search_model_versions("name = 'model'")) == 3
     assert registry.keep_one(client, "model", tags, created[1]) == 2
+
+
+def test_a_registration_that_is_interrupted_leaves_the_run_as_finished_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tracking.connect(tmp_path)
+    run_id = tracking.create(client, "trained", {})
+    client.set_terminated(run_id, "FINISHED", 1_700_000_000_000)
+
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(mlflow.pyfunc, "log_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        registry.log(Run(client, run_id), tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
+    after = client.get_run(run_id).info
+    assert (after.status, after.end_time) == ("FINISHED", 1_700_000_000_000)

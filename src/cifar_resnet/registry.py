@@ -53,18 +53,19 @@ def register(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example
 def log(run: Run, folder: Path, example: Pixels) -> Any:
     """Store the model with its run, as code over a safetensors file."""
     source, before = Path(serving.__file__), run.client.get_run(run.id).info
-    with mlflow.start_run(run_id=run.id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(source),
-            artifacts={"weights": str(folder / WEIGHTS), "card": str(folder / CARD)},
-            code_paths=[str(source.parent)],
-            signature=serving.SIGNATURE,
-            input_example=example,
-            pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
-        )
-    run.client.set_terminated(run.id, before.status, before.end_time)  # the training ended then, not now
-    return info
+    try:
+        with mlflow.start_run(run_id=run.id):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(source),
+                artifacts={"weights": str(folder / WEIGHTS), "card": str(folder / CARD)},
+                code_paths=[str(source.parent)],
+                signature=serving.SIGNATURE,
+                input_example=example,
+                pip_requirements=[f"{package}=={installed(package)}" for package in NEEDED],
+            )
+    finally:  # the training ended well, and then, not now; whether this breaks off or not
+        run.client.set_terminated(run.id, "FINISHED", before.end_time)
 
 
 def versions(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
