@@ -66,6 +66,9 @@ def run_in_every_way(root: Path, prepared: Path) -> None:
     temporary = background(
         root, sys.executable, "-m", "dvc", "exp", "run", "-n", "there", "--temp", "-S", "train.seed=3"
     )
+    assert temporary.stdout is not None
+    while "Running stage 'train'" not in (line := temporary.stdout.readline()):  # until then DVC locks the workspace
+        assert line, temporary.wait()
     dvc(root, "exp", "run", "--name", "here", "-S", "train.seed=4", "-S", "train.epochs=2")
     said, _ = temporary.communicate()
     assert temporary.returncode == 0, said
