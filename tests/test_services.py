@@ -195,7 +195,8 @@ def test_the_registered_model_brings_its_own_code(project: Path, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def postgresql() -> Iterator[str]:
-    """The address of a PostgreSQL of our own in a temporary folder, trusting whoever reaches 127.0.0.1."""
+    """The address of a PostgreSQL of our own in a temporary folder, trusting whoever reaches 127.0.0.1; it has the
+    databases `mlflow` and `search`, as either program wants one to itself."""
     initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if initdb is None:
         pytest.fail("no PostgreSQL found: apt-get install postgresql")
@@ -210,7 +211,10 @@ def postgresql() -> Iterator[str]:
         command = [binaries / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
         ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
         with running(command, folder / "log", ready, cwd=folder, **how):
-            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/postgres"
+            for database in ("mlflow", "search"):
+                reach = ["-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
+                subprocess.run([binaries / "createdb", *reach, database], check=True, cwd=folder, **how)
+            yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +222,12 @@ def server(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """The address of `mlflow server` on PostgreSQL, with a folder for artifacts."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     command = [program("mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", postgresql, "--artifacts-destination", (folder / "artifacts").as_uri()]
+    command += [
+        "--backend-store-uri",
+        f"{postgresql}/mlflow",
+        "--artifacts-destination",
+        (folder / "artifacts").as_uri(),
+    ]
     address = f"http://127.0.0.1:{port}"
     with running(command, folder / "log", f"{address}/health", cwd=folder):
         yield address
@@ -365,7 +374,7 @@ def test_four_workers_search_on_postgresql_and_the_trial_of_a_killed_one_is_made
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(
         tmp_path,
-        search={"trials": 12, "epochs": 20, "storage": postgresql, "silence_seconds": 60, "pruner": "none"},
+        search={"trials": 12, "epochs": 20, "storage": f"{postgresql}/search", "silence_seconds": 60, "pruner": "none"},
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "cifar_resnet", "search"]
@@ -402,6 +411,12 @@ def test_four_workers_search_on_postgresql_and_the_trial_of_a_killed_one_is_made
         assert each.mlflow_run is not None
         status = client.get_run(each.mlflow_run).info.status
         assert status == ("KILLED" if each.number == victim else "FINISHED")
+
+
+def test_a_database_that_mlflow_uses_is_refused_with_what_to_do(project: Path, server: str, postgresql: str) -> None:
+    values = params.changed(params.load(project / "params.yaml"), {"search.storage": f"{postgresql}/mlflow"})
+    with pytest.raises(UserError, match="or name a database that the search has to itself"):
+        Study(project, values, "data")
 
 
 def results(study: Callable[[], Study]) -> list[Result]:

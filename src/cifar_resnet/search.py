@@ -135,7 +135,10 @@ class Study:
         except Exception as error:
             shown = self.url.render_as_string(hide_password=True)
             said = " ".join(str(error.__cause__ or error).split()).replace(self.url.password or shown, "***")[:200]
-            raise UserError(f"search.storage: {shown} cannot be used ({said}); start it or mend params.yaml") from None
+            raise UserError(
+                f"search.storage: {shown} cannot be used ({said}); start it, or name a database "
+                "that the search has to itself"
+            ) from None
 
     def _missing(self) -> UserError:
         shown = self.url.render_as_string(hide_password=True)
