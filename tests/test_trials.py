@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from conftest import ROOT, tiny_params, write_params
 from mlflow import MlflowClient
+from test_search import fall_silent
 
 from cifar_resnet import __main__ as command
 from cifar_resnet import params, tracking, winners
 from cifar_resnet.errors import UserError
+from cifar_resnet.files import digest
 from cifar_resnet.search import Result, Study
 
 START = [sys.executable, "-m", "cifar_resnet", "search"]
@@ -107,6 +109,26 @@ def test_a_search_that_is_stopped_goes_on_with_the_trial_that_was_under_way(proj
     assert [each.outcome for each in results(root)] == ["killed", "waiting"]
     parent, runs = nested(root)
     assert (parent.info.status, runs["trial 0"].info.status) == ("KILLED", "KILLED")
+
+
+def test_the_run_of_a_killed_trial_says_so_even_if_it_had_ended(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = new(tmp_path, project, search={"trials": 1})
+    values = params.load(root / "params.yaml")
+    study = Study(root, values, digest(root / "data/prepared/train_images.npy"))
+    trial = study.claim(1)
+    assert trial is not None
+    study.mlflow_run = tracking.search_run(root, "search", {})
+    lost = tracking.nested_run(root, "trial 0", study.mlflow_run, {})
+    study.note(trial, "mlflow_run", lost.id)
+    lost.end("FINISHED")
+    fall_silent(root)
+    assert run(monkeypatch, root) == 0
+    assert [each.outcome for each in results(root)] == ["killed", "finished"]
+    parent, runs = nested(root)
+    assert {name: each.info.status for name, each in runs.items()} == {"trial 0": "KILLED", "trial 1": "FINISHED"}
+    assert parent.info.status == "FINISHED"
 
 
 def test_workers_on_one_machine_share_the_trials(project: Path, tmp_path: Path) -> None:

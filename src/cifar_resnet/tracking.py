@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -189,13 +189,16 @@ def nested_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -> Run:
     return run
 
 
-def end(root: Path, run_id: str, status: str, *, only_running: bool = False) -> None:
-    """Set the status FINISHED, FAILED, KILLED or RUNNING of a run, unless it was deleted from this database."""
+def end(root: Path, run_id: str, status: str, *, only_from: Collection[str] = ()) -> None:
+    """Set the status FINISHED, FAILED, KILLED or RUNNING of a run, unless it was deleted from this database or has a
+    status that is not among `only_from`, if there are any."""
     client = connect(root)
     try:
-        if not only_running or client.get_run(run_id).info.status == "RUNNING":
-            client.update_run(run_id, status="RUNNING") if status == "RUNNING" else client.set_terminated(
-                run_id, status
-            )
+        if only_from and client.get_run(run_id).info.status not in only_from:
+            return
+        if status == "RUNNING":
+            client.update_run(run_id, status=status)
+        else:
+            client.set_terminated(run_id, status)
     except MlflowException as error:
         print(f"MLflow has no run {run_id} of this search: {error}")

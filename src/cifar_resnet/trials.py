@@ -104,7 +104,9 @@ def next_trial(root: Path, study: Study, news: News, wish: Event) -> Trial | Non
         results = study.results()
         for result in results:
             if result.outcome in {"killed", "failed"} and result.mlflow_run and result.mlflow_run not in closed:
-                tracking.end(root, result.mlflow_run, "KILLED", only_running=True)
+                # a kill between the ends of run and trial leaves a finished run of a trial that is made again
+                ended = ("RUNNING", "FINISHED") if result.outcome == "killed" else ("RUNNING",)
+                tracking.end(root, result.mlflow_run, "KILLED", only_from=ended)
                 closed.add(result.mlflow_run)
         if trial is not None or not any(result.outcome == "running" for result in results):
             return trial
