@@ -41,6 +41,13 @@ postgresql:
 benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+# A preset is a file of other values by their full names; `make -n` shows the command without running it.
+override = $(shell sed -nE 's/^([a-z_.]+): *([^\#]*).*/\1=\2/p' 'presets/$(NAME).yaml' 2>/dev/null | tr -d ' ')
+preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='-S train.seed=1'
+	@test -f 'presets/$(NAME).yaml' || { echo "NAME='$(NAME)' is no preset; there are"; \
+	  cd presets; for each in *.yaml; do sed "1!d; s/^#/  $${each%.yaml}:/" "$$each"; done; exit 1; } >&2
+	dvc exp run --temp --name '$(NAME)' $(override:%=-S '%') $(MORE)
+
 A := HEAD
 B := workspace
 compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
@@ -61,4 +68,4 @@ mlflow-rebuild: .venv/ready ## show in MLflow what it lacks of the workspace and
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro test test-faults test-services postgresql models mlflow-rebuild compare search benchmark ui constraints
+.PHONY: help setup repro preset test test-faults test-services postgresql models mlflow-rebuild compare search benchmark ui constraints

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -25,17 +26,12 @@ from cifar_resnet import hardware, images, params, resnet
 from cifar_resnet.batches import Batches
 from cifar_resnet.distributed import World
 from cifar_resnet.files import write_json
-from cifar_resnet.params import ModelParams
 from cifar_resnet.training import TrainState, train_step
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/benchmark.json"
 ROUNDS, STEPS = 3, 3
 SIDE, EMULATED = 4096, 512  # of the matrices; of bfloat16 ones on a CPU that lacks it and takes 700 times as long
-ANCESTOR = ModelParams(
-    stem="convolution", stem_channels=16, channels=[32, 64, 128], blocks=[13, 13, 13], kernels=[3, 3, 3],
-    skip_kernels=[1, 1, 1], downsample="stride", activation="relu", pooling="average", pool=8, max_parameters=5_000_000,
-)  # fmt: skip
 ANCESTOR_BATCH = 128
 KINDS = {
     "convolution forward": ("aten::mkldnn_convolution",),
@@ -174,8 +170,9 @@ def gradient_of(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[[], Any]:
 
 def ancestor_epoch(num_images: int, batch: tuple[Tensor, Tensor]) -> float:
     """Seconds of an epoch of the ancestor's network in float32, from its steps at batch 128."""
-    values = params.load(ROOT / "params.yaml").train
-    state = TrainState(resnet.build(ANCESTOR, [0.5] * 3, [0.25] * 3), values.model_copy(update={"optimizer": "sgd"}))
+    preset = yaml.safe_load((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
+    values = params.changed(params.load(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
+    state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels, labels = (each[:ANCESTOR_BATCH] for each in batch)
     step = seconds(lambda: train_step(state, pixels, labels, 0.0, torch.float32, World()), 2)
     return step * num_images / ANCESTOR_BATCH

@@ -1,10 +1,11 @@
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT, tiny_values
 
-from cifar_resnet import params
+from cifar_resnet import params, resnet, winners
 from cifar_resnet.errors import UserError
 
 
@@ -119,3 +120,24 @@ def test_text_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: [1")
     with pytest.raises(UserError, match="not valid YAML"):
         params.load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_allowed_and_make_hands_each_of_its_values_to_dvc(path: Path) -> None:
+    preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = params.changed(params.load(ROOT / "params.yaml"), preset)
+    assert resnet.num_parameters(resnet.build(values.model, [0.5] * 3, [0.25] * 3)) < 5_000_000
+    said = make("-n", "-o", ".venv/ready", "preset", f"NAME={path.stem}", "MORE=-S train.seed=1").stdout
+    words = " ".join(f"-S '{name}={winners.written(value)}'" for name, value in preset.items())
+    assert f"dvc exp run --temp --name '{path.stem}' {words} -S train.seed=1\n" in said
+
+
+def test_an_unknown_preset_is_refused_with_those_that_exist() -> None:
+    done = make("-o", ".venv/ready", "preset", "NAME=wild")
+    assert done.returncode == 2
+    assert "NAME='wild' is no preset; there are" in done.stderr
+    assert "\n  wide: " in done.stderr
+
+
+def make(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,30 +1,19 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from conftest import ROOT, tiny_images, tiny_params
 
 from cifar_resnet import params, resnet
 from cifar_resnet.errors import UserError
-from cifar_resnet.params import ModelParams
 
-DEFAULT = params.load(ROOT / "params.yaml").model
-ANCESTOR = {
-    "stem": "convolution",
-    "stem_channels": 16,
-    "channels": [32, 64, 128],
-    "blocks": [13, 13, 13],
-    "kernels": [3, 3, 3],
-    "skip_kernels": [1, 1, 1],
-    "downsample": "stride",
-    "activation": "relu",
-    "pooling": "average",
-    "pool": 8,
-    "max_parameters": 5_000_000,
-}
+VALUES = params.load(ROOT / "params.yaml")
+ANCESTOR = yaml.safe_load((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
 
 
 def build(**changes: object) -> resnet.ResNet:
-    return resnet.build(ModelParams(**{**ANCESTOR, **changes}), [0.5] * 3, [0.25] * 3)  # type: ignore[arg-type]
+    named = {f"model.{key}": value for key, value in changes.items()}
+    return resnet.build(params.changed(VALUES, ANCESTOR | named).model, [0.5] * 3, [0.25] * 3)
 
 
 def test_the_ancestor_has_its_published_number_of_parameters() -> None:
@@ -37,7 +26,7 @@ def test_efficient_resnets_shape_can_be_expressed() -> None:
 
 
 def test_the_default_is_below_five_million() -> None:
-    assert resnet.num_parameters(resnet.build(DEFAULT, [0.5] * 3, [0.25] * 3)) == 4_002_474
+    assert resnet.num_parameters(resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)) == 4_002_474
 
 
 def test_too_many_parameters_are_refused_with_the_count() -> None:
@@ -66,7 +55,7 @@ def test_lower_resolution_takes_the_same_weights() -> None:
 
 
 def test_whitened_patches_are_uncorrelated_with_equal_variance() -> None:
-    model = resnet.build(DEFAULT, [0.5] * 3, [0.25] * 3)
+    model = resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)
     images = torch.from_numpy(tiny_images(20, seed=0).pixels)
     resnet.whiten(model, images, epsilon=0.0)
     conv = model.stem[0]
