@@ -38,7 +38,7 @@ postgresql:
 	  command -v apt-get >/dev/null || { echo "no PostgreSQL found: install its server, so that initdb is in PATH"; exit 1; }; \
 	  root=$$([ "$$(id -u)" = 0 ] || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq postgresql; }
 
-benchmark: .venv/ready ## measure this machine and a training step, about 3 minutes (after make repro)
+benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
 # A preset is a file of other values by their full names; `make -n` shows the command without running it.
