@@ -41,6 +41,7 @@ class ModelParams(Section):
     activation: Literal["silu", "gelu", "relu"]
     pooling: Literal["max", "average"]
     pool: Count
+    mirrored: bool
     max_parameters: Count
 
     @model_validator(mode="after")
@@ -53,6 +54,10 @@ class ModelParams(Section):
                 raise ValueError(f"{key} is {values}: only odd kernels keep the size")
         if self.stem == "whitening" and self.stem_channels != 24:
             raise ValueError(f"stem_channels is {self.stem_channels}: a whitening stem has exactly 24")
+        if self.mirrored and (self.stem != "whitening" or self.downsample != "pool"):
+            raise ValueError("mirrored is true: needs stem whitening and downsample pool, as others are not symmetric")
+        if self.mirrored and any(value % 2 for value in self.channels):
+            raise ValueError(f"channels is {self.channels}: mirrored filters come in pairs, so only even numbers")
         if self.pool > self.resolution(32):
             raise ValueError(
                 f"pool is {self.pool}: {len(self.channels)} layers shrink 32 pixels to {self.resolution(32)}, "
