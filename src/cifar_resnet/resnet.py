@@ -105,7 +105,7 @@ def layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     if params.downsample == "pool":
         opening = [
             convolution(inputs, outputs, skip_kernel, mirrored=params.mirrored),
-            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            symmetric_pooling() if params.mirrored else nn.MaxPool2d(2),
             normalisation(outputs, mirrored=params.mirrored),
             ACTIVATIONS[params.activation](),
         ]
@@ -116,6 +116,11 @@ def layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     for _ in range(params.blocks[index] - 1):
         blocks.append(Block(params, outputs, outputs, kernel, skip_kernel, 1))
     return nn.Sequential(*opening, *blocks)
+
+
+def symmetric_pooling() -> nn.MaxPool2d:
+    """Halves an odd number of pixels, as a whitening stem makes, alike from left and right."""
+    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
 def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> Convolution:
