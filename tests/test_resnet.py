@@ -26,7 +26,7 @@ def test_efficient_resnets_shape_can_be_expressed() -> None:
 
 
 def test_the_default_is_below_five_million() -> None:
-    assert resnet.num_parameters(resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)) == 2_001_386
+    assert resnet.num_parameters(resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)) == 4_002_474
 
 
 def whitened(**changes: object) -> resnet.ResNet:
@@ -56,7 +56,7 @@ def test_a_mirrored_network_gives_mirrored_images_the_same_logits(change: dict[s
 )
 def test_what_cannot_be_mirrored_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="mirrored"):
-        whitened(**change)
+        whitened(mirrored=True, **change)
 
 
 def test_too_many_parameters_are_refused_with_the_count() -> None:
