@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifar_resnet import hardware, images, params, resnet
 from cifar_resnet.batches import Batches
+from cifar_resnet.convolution import Convolution
 from cifar_resnet.distributed import World
 from cifar_resnet.files import write_json
 from cifar_resnet.training import TrainState, train_step
@@ -161,7 +162,7 @@ def input_gradient_share(model: nn.Module, pixels: Tensor, precision: torch.dtyp
 
 def gradient_of(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[[], Any]:
     """The backward pass of a convolution with respect to its input (half 0) or its weight (half 1)."""
-    weight = layer.weight.detach().to(x.dtype)
+    weight = (layer.filters() if isinstance(layer, Convolution) else layer.weight).detach().to(x.dtype)
     gradient = torch.ones_like(torch.conv2d(x, weight, None, layer.stride, layer.padding))
     geometry = (layer.stride, layer.padding, (1, 1), False, (0, 0), 1)
     mask = [half == 0, half == 1, False]

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from conftest import tiny_images, tiny_params
 
@@ -7,9 +8,11 @@ from cifar_resnet import inference, resnet
 PIXELS = tiny_images(2, seed=0).pixels
 
 
-def model() -> resnet.ResNet:
+def model(*, mirrored: bool = True) -> resnet.ResNet:
     torch.manual_seed(0)
-    return resnet.build(tiny_params().model, [0.5] * 3, [0.25] * 3)
+    net = resnet.build(tiny_params(model={"mirrored": mirrored}).model, [0.5] * 3, [0.25] * 3)
+    resnet.whiten(net, torch.from_numpy(PIXELS))
+    return net
 
 
 def test_the_batch_size_does_not_change_the_logits() -> None:
@@ -19,8 +22,9 @@ def test_the_batch_size_does_not_change_the_logits() -> None:
     torch.testing.assert_close(one, all_at_once, atol=1e-5, rtol=1e-5)  # sums in another order
 
 
-def test_augmented_logits_weigh_six_views() -> None:
-    net = model().eval()
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_augmented_logits_weigh_six_views(mirrored: bool) -> None:
+    net = model(mirrored=mirrored).eval()
     padded = np.pad(PIXELS, ((0, 0), (0, 0), (1, 1), (1, 1)), "reflect")
     expected = torch.zeros(len(PIXELS), 10)
     for offset, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):

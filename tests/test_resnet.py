@@ -29,6 +29,36 @@ def test_the_default_is_below_five_million() -> None:
     assert resnet.num_parameters(resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)) == 4_002_474
 
 
+def whitened(**changes: object) -> resnet.ResNet:
+    torch.manual_seed(0)
+    named = {f"model.{key}": value for key, value in changes.items()} | {"train.low_resolution_epochs": 0}
+    model = resnet.build(params.changed(VALUES, named).model, [0.5] * 3, [0.25] * 3)
+    resnet.whiten(model, torch.from_numpy(tiny_images(20, seed=0).pixels), epsilon=0.0)
+    return model
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"pool": 1}, {"blocks": [2, 1, 1], "kernels": [5, 1, 3]}, {"pooling": "average"}]
+)
+@pytest.mark.parametrize("pixels", [24, 32])
+@torch.no_grad()
+def test_a_mirrored_network_gives_mirrored_images_the_same_logits(change: dict[str, object], pixels: int) -> None:
+    images = 255 * torch.rand(4, 3, pixels, pixels)
+    for mirrored in (True, False):
+        model = whitened(**({"channels": [8, 12, 16], "mirrored": mirrored} | ({} if pixels == 24 else change)))
+        for mode in (model.train(), model.eval()):
+            equal = torch.allclose(mode(images), mode(images.flip(-1)), atol=1e-5)
+            assert equal == mirrored
+
+
+@pytest.mark.parametrize(
+    "change", [{"stem": "convolution"}, {"downsample": "stride"}, {"channels": [8, 9, 16]}, {"pool": 2}]
+)
+def test_what_cannot_be_mirrored_is_refused(change: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="mirrored"):
+        whitened(mirrored=True, **change)
+
+
 def test_too_many_parameters_are_refused_with_the_count() -> None:
     with pytest.raises(UserError, match=r"4,959,770 parameters, model.max_parameters allows 1,000,000"):
         build(max_parameters=1_000_000)
@@ -55,12 +85,25 @@ def test_lower_resolution_takes_the_same_weights() -> None:
 
 
 def test_whitened_patches_are_uncorrelated_with_equal_variance() -> None:
-    model = resnet.build(VALUES.model, [0.5] * 3, [0.25] * 3)
+    model = whitened(mirrored=False)
     images = torch.from_numpy(tiny_images(20, seed=0).pixels)
-    resnet.whiten(model, images, epsilon=0.0)
     conv = model.stem[0]
     assert isinstance(conv, torch.nn.Conv2d)
     responses = F.conv2d((images - model.mean) / model.deviation, conv.weight)[:, :12].permute(1, 0, 2, 3).flatten(1)
     moments = responses @ responses.T / responses.shape[1]
     torch.testing.assert_close(moments, torch.eye(12), atol=0.01, rtol=0)  # float32 over 192,200 patches
     torch.testing.assert_close(conv.weight[12:], -conv.weight[:12])
+
+
+def test_mirrored_whitening_filters_are_pairs_that_whiten_patches_and_their_mirror_images() -> None:
+    model = whitened(mirrored=True)
+    images = torch.from_numpy(tiny_images(20, seed=0).pixels)
+    images = torch.cat([images, images.flip(-1)])
+    conv = model.stem[0]
+    assert isinstance(conv, torch.nn.Conv2d)
+    responses = F.conv2d((images - model.mean) / model.deviation, conv.weight)
+    responses = responses[:, [*range(6), *range(12, 18)]].permute(1, 0, 2, 3).flatten(1)
+    moments = responses @ responses.T / responses.shape[1]
+    torch.testing.assert_close(moments, torch.eye(12), atol=0.01, rtol=0)
+    torch.testing.assert_close(conv.weight[6:12], -conv.weight[:6])
+    torch.testing.assert_close(conv.weight[12:], conv.weight[:12].flip(-1))

@@ -24,12 +24,31 @@ class Convolution(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
+    def filters(self) -> Tensor:
+        """(O, I, K, K)."""
+        return self.weight
+
     def forward(self, x: Tensor) -> Tensor:
+        filters = self.filters()
         small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= SMALL
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
-            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))
+            y: Tensor = SideBySide.apply(x, filters.to(x.dtype))
             return y
-        return super().forward(x)
+        return self._conv_forward(x, filters, None)
+
+
+class MirroredConvolution(Convolution):
+    """Half of the filters are the mirror images of the other half, in the order of it, so that mirroring the input
+    mirrors the output and swaps its halves. The channels of the input are such halves too.
+
+    Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, for the group of one reflection.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__(inputs, outputs // 2, kernel)
+
+    def filters(self) -> Tensor:
+        return torch.cat([self.weight, self.weight.roll(self.in_channels // 2, dims=1).flip(-1)])
 
 
 class SideBySide(torch.autograd.Function):

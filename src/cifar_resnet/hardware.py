@@ -18,7 +18,7 @@ def precision(wanted: str, on: torch.device) -> tuple[torch.dtype, str]:
     Without AMX or AVX512-bf16 a CPU's bfloat16 convolutions are tens of times slower than float32 (pytorch#183815).
     """
     if wanted != "auto":
-        return getattr(torch, wanted), "as params.yaml says"
+        return getattr(torch, wanted), "params.yaml says so"
     if on.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
         return (torch.bfloat16, "the GPU is fast at it") if fast else (torch.float32, "the GPU has no bfloat16")

@@ -26,10 +26,11 @@ def predict(
 
 def views(model: ResNet, images: Tensor) -> Tensor:
     """Mean logits of an image and its mirror image, half from their own place, half from one pixel up-left and
-    down-right of it (K. Jordan, 2024, section 3.5)."""
+    down-right of it (K. Jordan, 2024, section 3.5). A mirrored network gives both images the same logits."""
     padded = augment.reflect_pad(images, 1)
     total = torch.zeros((), device=images.device)
     for offset, weight in ((1, 0.25), (0, 0.125), (2, 0.125)):
         view = padded[:, :, offset : offset + 32, offset : offset + 32].contiguous(memory_format=torch.channels_last)
-        total = total + weight * (model(view).float() + model(view.flip(-1)).float())
+        one = model(view).float()
+        total = total + weight * (one + (one if model.mirrored else model(view.flip(-1)).float()))
     return total

@@ -41,6 +41,7 @@ class ModelParams(Section):
     activation: Literal["silu", "gelu", "relu"]
     pooling: Literal["max", "average"]
     pool: Count
+    mirrored: bool
     max_parameters: Count
 
     @model_validator(mode="after")
@@ -57,6 +58,20 @@ class ModelParams(Section):
             raise ValueError(
                 f"pool is {self.pool}: {len(self.channels)} layers shrink 32 pixels to {self.resolution(32)}, "
                 "so take fewer layers or a smaller pool"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _symmetric(self) -> "ModelParams":
+        if not self.mirrored:
+            return self
+        if self.stem != "whitening" or self.downsample != "pool":
+            raise ValueError("mirrored is true: needs stem whitening and downsample pool, as others are not symmetric")
+        if any(value % 2 for value in self.channels):
+            raise ValueError(f"channels is {self.channels}: mirrored filters come in pairs, so only even numbers")
+        if self.resolution(32) % self.pool:
+            raise ValueError(
+                f"pool is {self.pool}: mirrored needs a divisor of {self.resolution(32)}, the pixels a side before it"
             )
         return self
 

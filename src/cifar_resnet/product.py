@@ -51,7 +51,8 @@ def load(folder: Path, device: torch.device) -> tuple[ResNet, dict[str, Any]]:
     try:
         card = read_json(folder / CARD)
         normalisation = card["normalisation"]
-        model = resnet.build(ModelParams(**card["architecture"]), normalisation["mean"], normalisation["deviation"])
+        architecture = {"mirrored": False} | card["architecture"]  # a card from before there was a choice
+        model = resnet.build(ModelParams(**architecture), normalisation["mean"], normalisation["deviation"])
         model.load_state_dict(load_file(folder / WEIGHTS))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: no usable model ({error}); run `dvc repro train`") from None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet.convolution import Convolution
+from cifar_resnet.convolution import Convolution, MirroredConvolution
 from cifar_resnet.errors import UserError
 from cifar_resnet.params import ModelParams
 
@@ -20,22 +20,28 @@ NUM_CLASSES = 10
 class Block(nn.Module):
     """Two convolutions beside a skip path; the skip is the identity unless the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, skip_kernel: int, stride: int, activation: str) -> None:
+    def __init__(
+        self, params: ModelParams, inputs: int, outputs: int, kernel: int, skip_kernel: int, stride: int
+    ) -> None:
         super().__init__()
+        mirrored, activation = params.mirrored, ACTIVATIONS[params.activation]
         self.branch = nn.Sequential(
-            convolution(inputs, outputs, kernel, stride),
-            normalisation(outputs),
-            ACTIVATIONS[activation](),
-            convolution(outputs, outputs, kernel),
-            normalisation(outputs),
+            convolution(inputs, outputs, kernel, stride, mirrored=mirrored),
+            normalisation(outputs, mirrored=mirrored),
+            activation(),
+            convolution(outputs, outputs, kernel, mirrored=mirrored),
+            normalisation(outputs, mirrored=mirrored),
         )
         same = inputs == outputs and stride == 1
         self.skip = (
             nn.Identity()
             if same
-            else nn.Sequential(convolution(inputs, outputs, skip_kernel, stride), normalisation(outputs))
+            else nn.Sequential(
+                convolution(inputs, outputs, skip_kernel, stride, mirrored=mirrored),
+                normalisation(outputs, mirrored=mirrored),
+            )
         )
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = activation()
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.activation(self.branch(x) + self.skip(x))
@@ -58,13 +64,13 @@ class ResNet(nn.Module):
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(channel_mean).view(1, 3, 1, 1))
         self.register_buffer("deviation", 255 * torch.tensor(channel_deviation).view(1, 3, 1, 1))
-        self.pool = params.pool
+        self.pool, self.mirrored = params.pool, params.mirrored
         self.pooling = F.max_pool2d if params.pooling == "max" else F.avg_pool2d
         self.stem = stem(params)
         widths = [params.stem_channels, *params.channels]
         self.layers = nn.Sequential(*(layer(params, i, widths[i]) for i in range(len(params.channels))))
         cells = params.resolution(32) // params.pool
-        self.head = nn.Linear(widths[-1] * cells**2, NUM_CLASSES)
+        self.head = nn.Linear(widths[-1] // (1 + params.mirrored) * cells**2, NUM_CLASSES)
         nn.init.normal_(self.head.weight, std=1 / self.head.in_features)
         nn.init.zeros_(self.head.bias)
 
@@ -73,6 +79,9 @@ class ResNet(nn.Module):
         x = (images - self.mean) / self.deviation
         x = self.layers(self.stem(x))
         x = self.pooling(x, min(self.pool, x.shape[-1]))
+        if self.mirrored:
+            one, other = x.chunk(2, dim=1)
+            x = one + other.flip(-1)
         logits: Tensor = self.head(x.flatten(1))
         return logits
 
@@ -80,8 +89,8 @@ class ResNet(nn.Module):
 def stem(params: ModelParams) -> nn.Sequential:
     activation = ACTIVATIONS[params.activation]()
     if params.stem == "convolution":
-        conv = convolution(3, params.stem_channels, 3)
-        return nn.Sequential(conv, normalisation(params.stem_channels), activation)
+        conv = convolution(3, params.stem_channels, 3, mirrored=False)
+        return nn.Sequential(conv, normalisation(params.stem_channels, mirrored=False), activation)
     whitening = nn.Conv2d(3, params.stem_channels, kernel_size=2, bias=False)
     whitening.weight.requires_grad_(False)
     return nn.Sequential(whitening, activation)
@@ -94,27 +103,52 @@ def layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     opening: list[nn.Module] = []
     stride = 1
     if params.downsample == "pool":
-        opening = [convolution(inputs, outputs, skip_kernel), nn.MaxPool2d(2), normalisation(outputs)]
-        opening.append(ACTIVATIONS[params.activation]())
+        opening = [
+            convolution(inputs, outputs, skip_kernel, mirrored=params.mirrored),
+            symmetric_pooling() if params.mirrored else nn.MaxPool2d(2),
+            normalisation(outputs, mirrored=params.mirrored),
+            ACTIVATIONS[params.activation](),
+        ]
         inputs = outputs
     elif index > 0:
         stride = 2
-    blocks = [Block(inputs, outputs, kernel, skip_kernel, stride, params.activation)]
+    blocks = [Block(params, inputs, outputs, kernel, skip_kernel, stride)]
     for _ in range(params.blocks[index] - 1):
-        blocks.append(Block(outputs, outputs, kernel, skip_kernel, 1, params.activation))
+        blocks.append(Block(params, outputs, outputs, kernel, skip_kernel, 1))
     return nn.Sequential(*opening, *blocks)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> Convolution:
+def symmetric_pooling() -> nn.MaxPool2d:
+    """Halves an odd number of pixels, as a whitening stem makes, alike from left and right."""
+    return nn.MaxPool2d(3, stride=2, ceil_mode=True)
+
+
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> Convolution:
     """Without bias; its first filters start as the identity."""
-    conv = Convolution(inputs, outputs, kernel, stride)
+    conv = MirroredConvolution(inputs, outputs, kernel) if mirrored else Convolution(inputs, outputs, kernel, stride)
     with torch.no_grad():
-        nn.init.dirac_(conv.weight[:inputs])
+        nn.init.dirac_(conv.weight[: inputs // 2 if mirrored else inputs])
     return conv
 
 
-def normalisation(channels: int) -> nn.BatchNorm2d:
+class PairedNormalisation(nn.Module):
+    """Normalises a channel and its mirror image, half the channels further on, as if they were one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.paired = normalisation(channels // 2, mirrored=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, channels, height, width = x.shape
+        pairs = x.permute(0, 2, 3, 1).reshape(count, height, 2 * width, channels // 2).permute(0, 3, 1, 2)
+        y: Tensor = self.paired(pairs)
+        return y.permute(0, 2, 3, 1).reshape(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def normalisation(channels: int, *, mirrored: bool) -> nn.Module:
     """Batch normalisation whose scale stays 1."""
+    if mirrored:
+        return PairedNormalisation(channels)
     norm = nn.BatchNorm2d(channels)
     norm.weight.requires_grad_(False)
     return norm
@@ -138,7 +172,8 @@ def build(params: ModelParams, channel_mean: list[float], channel_deviation: lis
 
 @torch.no_grad()
 def whiten(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
-    """Set a whitening stem's filters to the scaled eigenvectors of 2x2 patches, each with its negative.
+    """Set a whitening stem's filters to those that whiten 2x2 patches, each with its negative and, in a mirrored
+    network, with its mirror image.
 
     Args:
         model: a network; one without a whitening stem is left alone.
@@ -150,10 +185,22 @@ def whiten(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
     if conv.weight.requires_grad:
         return
     x = (images - model.mean) / model.deviation
-    patches = F.unfold(x, kernel_size=2).transpose(1, 2).reshape(-1, 12)
-    values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
-    filters = (vectors / torch.sqrt(values + epsilon)).T.reshape(12, 3, 2, 2)
-    conv.weight.copy_(torch.cat([filters, -filters]))
+    patches = F.unfold(x, kernel_size=2).transpose(1, 2).reshape(-1, 6, 2)
+    if not model.mirrored:
+        filters = whitening(patches.flatten(1), epsilon).reshape(12, 3, 2, 2)
+        conv.weight.copy_(torch.cat([filters, -filters]))
+        return
+    left, right = patches.unbind(2)
+    even, odd = whitening((left + right) / 2**0.5, epsilon), whitening((left - right) / 2**0.5, epsilon)
+    filters = torch.stack([even + odd, even - odd], dim=2).reshape(6, 3, 2, 2) / 2
+    half = torch.cat([filters, -filters])
+    conv.weight.copy_(torch.cat([half, half.flip(-1)]))
+
+
+def whitening(values: Tensor, epsilon: float) -> Tensor:
+    """(D, D), each row an eigenvector of the second moments of values (N, D), scaled to unit response."""
+    moments, vectors = torch.linalg.eigh(values.T @ values / len(values))
+    return (vectors / torch.sqrt(moments + epsilon)).T
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -167,7 +214,7 @@ def multiply_adds(model: nn.Module) -> int:
     def count(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        counts.append(weight.numel() * output.shape[2:].numel())
+        counts.append(weight[0].numel() * output[0].numel())
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     training = model.training
