@@ -3,6 +3,7 @@ import torch
 from conftest import tiny_params
 
 from cifar_resnet import optimizer, resnet
+from cifar_resnet.convolution import MirroredConvolution
 
 PARAMS = tiny_params()
 
@@ -44,7 +45,7 @@ def test_every_trained_parameter_moves_and_no_other(name: str) -> None:
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (2, 32)])  # wide and tall as a matrix
 def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
-    conv = resnet.convolution(inputs, outputs, 3).to(memory_format=torch.channels_last)
+    conv = resnet.convolution(inputs, outputs, 3, mirrored=False).to(memory_format=torch.channels_last)
     muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.bfloat16)
     matrix = torch.nn.Parameter(optimizer.as_matrix(conv.weight.detach()).clone())
     reference = torch.optim.Muon([matrix], lr=0.1, momentum=0.6, weight_decay=0.0, ns_steps=3)
@@ -57,8 +58,16 @@ def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, o
         torch.testing.assert_close(optimizer.as_matrix(conv.weight), matrix, rtol=0, atol=0)
 
 
+def test_what_muon_learns_of_mirrored_filters_are_the_blocks_of_their_whole_matrix() -> None:
+    conv = resnet.convolution(8, 16, 3, mirrored=True)
+    assert isinstance(conv, MirroredConvolution)
+    blocks = torch.cat([torch.linalg.svdvals(optimizer.as_matrix(block)) for block in (conv.weight, conv.odd)])
+    whole = torch.linalg.svdvals(optimizer.as_matrix(conv.filters()))
+    torch.testing.assert_close(whole, blocks.sort(descending=True).values)
+
+
 def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision() -> None:
-    conv = resnet.convolution(8, 16, 3).to(memory_format=torch.channels_last)
+    conv = resnet.convolution(8, 16, 3, mirrored=False).to(memory_format=torch.channels_last)
     place = conv.weight.data_ptr()
     muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.float32)
     conv(torch.rand(2, 8, 8, 8)).square().sum().backward()

@@ -70,6 +70,13 @@ def test_multiply_adds_are_those_counted_by_hand() -> None:
     assert resnet.multiply_adds(model) == 1024 * (stem + first + second + skip) + head
 
 
+def test_mirrored_networks_have_half_the_parameters_and_the_same_multiply_adds_but_for_the_head() -> None:
+    plain, mirrored = whitened(mirrored=False, channels=[8, 12, 16]), whitened(mirrored=True, channels=[8, 12, 16])
+    assert resnet.multiply_adds(plain) - resnet.multiply_adds(mirrored) == 10 * 16 // 2
+    filters = [sum(p.numel() for p in model.layers.parameters() if p.ndim == 4) for model in (plain, mirrored)]
+    assert filters[0] == 2 * filters[1]
+
+
 @pytest.mark.parametrize("change", [{"kernels": [5, 3, 1]}, {"skip_kernels": [3, 3, 3]}, {"blocks": [1, 2, 3]},
                                     {"channels": [8, 16, 32]}, {"pool": 4}, {"pool": 2}, {"activation": "gelu"},
                                     {"downsample": "pool", "pool": 4}, {"pooling": "max"}])  # fmt: skip

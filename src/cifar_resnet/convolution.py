@@ -33,22 +33,33 @@ class Convolution(nn.Conv2d):
         small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= SMALL
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
             y: Tensor = SideBySide.apply(x, filters.to(x.dtype))
-            return y
-        return self._conv_forward(x, filters, None)
+        else:
+            y = self._conv_forward(x, filters, None)
+        return y
 
 
 class MirroredConvolution(Convolution):
     """Half of the filters are the mirror images of the other half, in the order of it, so that mirroring the input
     mirrors the output and swaps its halves. The channels of the input are such halves too.
 
+    Its parameters are what the filters do to a patch that is its own mirror image (`weight`) and to one that is its own
+    negative (`odd`): these are the blocks of the matrix of all filters, which Muon so orthogonalizes as a whole.
     Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, for the group of one reflection.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
-        super().__init__(inputs, outputs // 2, kernel)
+        super().__init__(inputs // 2, outputs // 2, kernel)
+        self.odd = nn.Parameter(torch.empty_like(self.weight))
+        nn.init.kaiming_uniform_(self.odd, a=5**0.5)
 
     def filters(self) -> Tensor:
-        return torch.cat([self.weight, self.weight.roll(self.in_channels // 2, dims=1).flip(-1)])
+        same, other = (self.weight + self.odd) / 2, (self.weight - self.odd) / 2
+        return torch.cat([torch.cat([same, other.flip(-1)], 1), torch.cat([other, same.flip(-1)], 1)])
+
+
+def weight(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """What it multiplies with, mirrored filters in full."""
+    return layer.filters() if isinstance(layer, Convolution) else layer.weight
 
 
 class SideBySide(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet.convolution import Convolution, MirroredConvolution
+from cifar_resnet.convolution import Convolution, MirroredConvolution, weight
 from cifar_resnet.errors import UserError
 from cifar_resnet.params import ModelParams
 
@@ -127,7 +127,8 @@ def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirr
     """Without bias; its first filters start as the identity."""
     conv = MirroredConvolution(inputs, outputs, kernel) if mirrored else Convolution(inputs, outputs, kernel, stride)
     with torch.no_grad():
-        nn.init.dirac_(conv.weight[: inputs // 2 if mirrored else inputs])
+        for filters in conv.parameters():
+            nn.init.dirac_(filters[: filters.shape[1]])
     return conv
 
 
@@ -200,7 +201,8 @@ def whiten(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
 def whitening(values: Tensor, epsilon: float) -> Tensor:
     """(D, D), each row an eigenvector of the second moments of values (N, D), scaled to unit response."""
     moments, vectors = torch.linalg.eigh(values.T @ values / len(values))
-    return (vectors / torch.sqrt(moments + epsilon)).T
+    filters: Tensor = (vectors / torch.sqrt(moments + epsilon)).T
+    return filters
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -212,9 +214,8 @@ def multiply_adds(model: nn.Module) -> int:
     counts: list[int] = []
 
     def count(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        counts.append(weight[0].numel() * output[0].numel())
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        counts.append(weight(module)[0].numel() * output[0].numel())
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     training = model.training
