@@ -4,6 +4,7 @@ import time
 from io import StringIO
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_card_of_any_age_has_both_temperatures(card: dict[str, float], plain: 
 
 
 def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) -> None:
-    """With the real network, by time on the processors; the best of three, as other work on the machine changes it."""
+    """With the real network, by time on the processors, the median of three: other work on the machine changes it."""
     values = params.load(ROOT / "params.yaml").model
     statistics = {"channel_mean": [0.5] * 3, "channel_deviation": [0.25] * 3, "classes": list(cifar10.CLASSES)}
     product.save(tmp_path, resnet.build(values, [0.5] * 3, [0.25] * 3), product.card(values, statistics, {}))
@@ -86,7 +87,7 @@ def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) 
         assert len(stream.getvalue().splitlines()) == 601
         return (time.process_time() - start) / whole
 
-    assert any(share() >= 0.8 for _ in range(3))
+    assert median(share() for _ in range(3)) >= 0.8
 
 
 def test_strict_makes_a_refusal_an_error_and_nothing_is_one_too(
