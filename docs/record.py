@@ -3,6 +3,7 @@
 import csv
 from itertools import groupby
 from pathlib import Path
+from statistics import mean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from cifar_resnet.metrics import interval
 
 FOLDER = Path(__file__).parent / "record"
 HELD_OUT = 10_000  # images
+UNCHANGED = "nothing"
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -60,7 +62,7 @@ def filter_lr() -> Figure:
         rows = list(group)
         epochs, losses = [int(row["epoch"]) for row in rows], [float(row["train_loss"]) for row in rows]
         left.plot(epochs, losses, marker="o", markersize=3, color=colour, label=f"filter_lr {rate}")
-        accuracy = float(rows[-1]["held_out_accuracy"])
+        accuracy = float(rows[-1]["validation_accuracy"])
         low, high = interval(round(accuracy * HELD_OUT), HELD_OUT)
         right.errorbar([rate], [accuracy], [[accuracy - low], [high - accuracy]], fmt="o", capsize=4, color=colour)
     left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Training loss, augmented images")
@@ -73,6 +75,27 @@ def filter_lr() -> Figure:
     return figure
 
 
+def ablations() -> Figure:
+    """What a training loses by one change: every seed a point, the changes in the order of their means."""
+    rows = read("ablations.csv")
+    seeds: dict[str, list[float]] = {}
+    for row in rows:
+        seeds.setdefault(row["changed"], []).append(float(row["validation_accuracy"]))
+    changes = sorted(seeds, key=lambda changed: mean(seeds[changed]))
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for place, changed in enumerate(changes):
+        colour = RED if changed == UNCHANGED else BLUE
+        axes.plot(seeds[changed], [place] * len(seeds[changed]), "o", alpha=0.6, color=colour)
+        axes.plot([mean(seeds[changed])], [place], "|", markersize=22, color=colour)
+    axes.axvline(mean(seeds[UNCHANGED]), color="grey", linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(changes)), changes)
+    axes.set(xlabel="accuracy on 10,000 images held out", title="One thing changed at a time: seeds and their mean")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.grid(alpha=0.3)
+    return figure
+
+
 if __name__ == "__main__":
-    for name, draw in (("results", cost), ("filter_lr", filter_lr)):
+    for name, draw in (("results", cost), ("filter_lr", filter_lr), ("ablations", ablations)):
         draw().savefig(FOLDER / f"{name}.png", dpi=110)
