@@ -77,10 +77,8 @@ def filter_lr() -> Figure:
 
 def ablations() -> Figure:
     """What a training loses by one change: every seed a point, the changes in the order of their means."""
-    rows = read("ablations.csv")
-    seeds: dict[str, list[float]] = {}
-    for row in rows:
-        seeds.setdefault(row["changed"], []).append(float(row["validation_accuracy"]))
+    groups = groupby(read("ablations.csv"), key=lambda row: row["changed"])
+    seeds = {changed: [float(row["validation_accuracy"]) for row in group] for changed, group in groups}
     changes = sorted(seeds, key=lambda changed: mean(seeds[changed]))
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axes = figure.subplots()
