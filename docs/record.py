@@ -35,7 +35,7 @@ def cost() -> Figure:
     for recipe, seeds in groupby(rows, key=lambda row: row["recipe"]):
         first = next(seeds)
         place = float(first["pf_equivalents"]), 1 - float(first["test_accuracy"])
-        axes.annotate(recipe, place, xytext=(7, 2), textcoords="offset points", fontsize=8)
+        axes.annotate(recipe, place, xytext=(4, 4), textcoords="offset points", fontsize=8, rotation=25)
     axes.axhline(0.04, color="grey", linestyle="--", linewidth=1, label="the aim, plain")
     axes.set(xscale="log", yscale="log", xlim=(0.4, 9), ylim=(0.034, 0.066), title="What more arithmetic buys")
     axes.set(xlabel="PF-equivalents of a training", ylabel="test error")
