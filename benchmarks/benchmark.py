@@ -24,7 +24,6 @@ from torch.profiler import ProfilerActivity, profile
 
 from cifar_resnet import hardware, images, params, resnet
 from cifar_resnet.batches import Batches
-from cifar_resnet.convolution import weight
 from cifar_resnet.distributed import World
 from cifar_resnet.files import write_json
 from cifar_resnet.training import TrainState, train_step
@@ -126,7 +125,7 @@ def convolutions(model: nn.Module, pixels: Tensor) -> list[tuple[int, tuple[Tens
 
     def record(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(layer, nn.Conv2d)
-        found.append((weight(layer)[0].numel() * output.numel(), (inputs[0].detach(), layer)))
+        found.append((layer.weight[0].numel() * output.numel(), (inputs[0].detach(), layer)))
 
     hooks = [m.register_forward_hook(record) for m in model.modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
@@ -162,7 +161,7 @@ def input_gradient_share(model: nn.Module, pixels: Tensor, precision: torch.dtyp
 
 def gradient_of(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[[], Any]:
     """The backward pass of a convolution with respect to its input (half 0) or its weight (half 1)."""
-    filters = weight(layer).detach().to(x.dtype)
+    filters = layer.weight.detach().to(x.dtype)
     gradient = torch.ones_like(torch.conv2d(x, filters, None, layer.stride, layer.padding))
     geometry = (layer.stride, layer.padding, (1, 1), False, (0, 0), 1)
     mask = [half == 0, half == 1, False]

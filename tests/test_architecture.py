@@ -16,7 +16,7 @@ from cifar_resnet import registry
 SOURCE = ROOT / "src/cifar_resnet"
 LAYERS = [
     {"errors"},
-    {"files", "progress", "checkpoint", "distributed", "convolution", "revisions"},
+    {"files", "progress", "checkpoint", "distributed", "convolution", "mirrored", "revisions"},
     {"params", "images", "records", "hardware"},
     {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "lineage", "runs"},
     {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "figures", "space", "tracking"},

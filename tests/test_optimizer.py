@@ -3,7 +3,6 @@ import torch
 from conftest import tiny_params
 
 from cifar_resnet import optimizer, resnet
-from cifar_resnet.convolution import MirroredConvolution
 
 PARAMS = tiny_params()
 
@@ -56,14 +55,6 @@ def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, o
         reference.step()
         optimizer.normalize(matrix.detach())
         torch.testing.assert_close(optimizer.as_matrix(conv.weight), matrix, rtol=0, atol=0)
-
-
-def test_what_muon_learns_of_mirrored_filters_are_the_blocks_of_their_whole_matrix() -> None:
-    conv = resnet.convolution(8, 16, 3, mirrored=True)
-    assert isinstance(conv, MirroredConvolution)
-    blocks = torch.cat([torch.linalg.svdvals(optimizer.as_matrix(block)) for block in (conv.weight, conv.odd)])
-    whole = torch.linalg.svdvals(optimizer.as_matrix(conv.filters()))
-    torch.testing.assert_close(whole, blocks.sort(descending=True).values)
 
 
 def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision() -> None:

@@ -24,42 +24,13 @@ class Convolution(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
-    def filters(self) -> Tensor:
-        """(O, I, K, K)."""
-        return self.weight
-
     def forward(self, x: Tensor) -> Tensor:
-        filters = self.filters()
         small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= SMALL
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
-            y: Tensor = SideBySide.apply(x, filters.to(x.dtype))
+            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))
         else:
-            y = self._conv_forward(x, filters, None)
+            y = super().forward(x)
         return y
-
-
-class MirroredConvolution(Convolution):
-    """Half of the filters are the mirror images of the other half, in the order of it, so that mirroring the input
-    mirrors the output and swaps its halves. The channels of the input are such halves too.
-
-    Its parameters are what the filters do to a patch that is its own mirror image (`weight`) and to one that is its own
-    negative (`odd`): these are the blocks of the matrix of all filters, which Muon so orthogonalizes as a whole.
-    Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, for the group of one reflection.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
-        super().__init__(inputs // 2, outputs // 2, kernel)
-        self.odd = nn.Parameter(torch.empty_like(self.weight))
-        nn.init.kaiming_uniform_(self.odd, a=5**0.5)
-
-    def filters(self) -> Tensor:
-        same, other = (self.weight + self.odd) / 2, (self.weight - self.odd) / 2
-        return torch.cat([torch.cat([same, other.flip(-1)], 1), torch.cat([other, same.flip(-1)], 1)])
-
-
-def weight(layer: nn.Conv2d | nn.Linear) -> Tensor:
-    """What it multiplies with, mirrored filters in full."""
-    return layer.filters() if isinstance(layer, Convolution) else layer.weight
 
 
 class SideBySide(torch.autograd.Function):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cifar_resnet.convolution import Convolution, MirroredConvolution, weight
+from cifar_resnet.convolution import Convolution
 from cifar_resnet.errors import UserError
+from cifar_resnet.mirrored import MirroredConvolution
 from cifar_resnet.params import ModelParams
 
 ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
@@ -123,7 +124,7 @@ def symmetric_pooling() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> Convolution:
+def convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> nn.Conv2d:
     """Without bias; its first filters start as the identity."""
     conv = MirroredConvolution(inputs, outputs, kernel) if mirrored else Convolution(inputs, outputs, kernel, stride)
     with torch.no_grad():
@@ -215,7 +216,7 @@ def multiply_adds(model: nn.Module) -> int:
 
     def count(module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
         assert isinstance(module, nn.Conv2d | nn.Linear)
-        counts.append(weight(module)[0].numel() * output[0].numel())
+        counts.append(module.weight[0].numel() * output[0].numel())
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     training = model.training
