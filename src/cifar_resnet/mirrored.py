@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_input
 
 FOLDED = 4_000_000  # values that stay in a processor's cache
 
@@ -43,25 +42,25 @@ class Folded(torch.autograd.Function):
     def forward(context: Any, x: Tensor, blocks: Tensor) -> Tensor:
         context.save_for_backward(x, blocks)
         kernel, filters = blocks.shape[-1], as_filters(blocks)
-        y = x.new_empty(len(x), *x.shape[2:], len(filters)).permute(0, 3, 1, 2)
+        y = x.new_empty(len(x), *x.shape[2:], 2 * blocks.shape[1]).permute(0, 3, 1, 2)
         for images, out in in_parts(kernel, x, y):
-            halves = F.conv2d(fold(images, kernel), filters, padding=(kernel // 2, 0), groups=2)
-            sums_and_differences(halves, out)
+            sums_and_differences(*convolve(fold(images, kernel), filters), *halves(out))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, blocks = context.saved_tensors
-        kernel, filters = blocks.shape[-1], as_filters(blocks)
+        kernel, filters = blocks.shape[-1], as_filters(blocks).transpose(1, 2).flip(3).contiguous()
         of_x = torch.empty_like(x)
         of_blocks = torch.zeros_like(blocks, dtype=torch.promote_types(x.dtype, torch.float32))
         for images, y, out in in_parts(kernel, x, gradient, of_x):
-            folded, halves = fold(images, kernel), torch.empty_like(y)
-            sums_and_differences(y, halves)
-            of_blocks += block_gradient(folded, halves, kernel)
+            one, other = halves(y)
+            of_halves = y.new_empty(2, *one.shape)
+            sums_and_differences(one, other, *of_halves)
+            of_blocks += block_gradient(fold(images, kernel), of_halves, kernel)
             if context.needs_input_grad[0]:
-                unfold(conv2d_input(folded.shape, filters, halves, padding=(kernel // 2, 0), groups=2), kernel, out)
+                unfold(convolve(of_halves, filters), kernel, *halves(out))
         return of_x if context.needs_input_grad[0] else None, of_blocks.to(blocks.dtype)
 
 
@@ -71,60 +70,69 @@ def in_parts(kernel: int, x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, 
     return zip(*(each.split(size) for each in (x, *others)), strict=True)
 
 
+def halves(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of (N, 2 C, H, W) as two (H, N, W, C): the channels of a pair, with the images side by side."""
+    return x.permute(2, 0, 3, 1).chunk(2, dim=3)
+
+
 def as_filters(blocks: Tensor) -> Tensor:
-    """(2, O, I, K, K) -> (2 O, K I, K, 1), halved, for a convolution of what is folded, in two groups.
-
-    Not channels last, as parameters are: a stride of 1 for the last of these sizes makes oneDNN read wrong filters.
-    """
-    return (blocks / 2).permute(0, 1, 4, 2, 3).flatten(0, 1).flatten(1, 2).unsqueeze(-1).contiguous()
+    """(2, O, I, K, K) -> (2, O, K I, K, 1), halved, for what is folded."""
+    return (blocks / 2).permute(0, 1, 4, 2, 3).flatten(2, 3).unsqueeze(-1).contiguous()
 
 
-def sums_and_differences(x: Tensor, out: Tensor) -> None:
-    """Of the channels of a pair, half of all channels apart."""
-    (one, other), (sums, differences) = x.chunk(2, dim=1), out.chunk(2, dim=1)
+def convolve(folded: Tensor, filters: Tensor) -> list[Tensor]:
+    """(2, H, N, W, C) with (2, O, C, K, 1) to two (H, N, W, O). Filters one pixel wide may take images side by side for
+    a single wide one, in whose long rows oneDNN is quicker."""
+    wide = folded.flatten(2, 3).unsqueeze(1).permute(0, 1, 4, 2, 3)
+    padding = (filters.shape[3] // 2, 0)
+    y = [F.conv2d(image, block, padding=padding) for image, block in zip(wide, filters, strict=True)]
+    return [each[0].permute(1, 2, 0).unflatten(1, folded.shape[2:4]) for each in y]
+
+
+def sums_and_differences(one: Tensor, other: Tensor, sums: Tensor, differences: Tensor) -> None:
     torch.add(one, other, out=sums)
     torch.sub(one, other, out=differences)
 
 
 def fold(x: Tensor, kernel: int) -> Tensor:
-    """(N, 2 I, H, W) -> (N, 2 K I, H, W): of each of K columns about a pixel the one half of the channels plus, then
+    """(N, 2 I, H, W) -> (2, H, N, W, K I): of each of K columns about a pixel the one half of the channels plus, then
     minus, the other half of the column that mirrors it, with zeros beyond the border."""
-    count, channels, height, width = x.shape
-    pairs = channels // 2
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, kernel // 2, kernel // 2))
-    folded = x.new_empty(count, height, width, 2, kernel, pairs)
+    width = x.shape[3]
+    one, other = halves(F.pad(x, (kernel // 2, kernel // 2)))
+    folded = x.new_empty(2, *one.shape[:2], width, kernel, one.shape[3])
     for column in range(kernel):
-        one = x[:, :, column:, :pairs][:, :, :width]
-        other = x[:, :, kernel - 1 - column :, pairs:][:, :, :width]
-        torch.add(one, other, out=folded[:, :, :, 0, column])
-        torch.sub(one, other, out=folded[:, :, :, 1, column])
-    return folded.flatten(3).permute(0, 3, 1, 2)
+        mirror = kernel - 1 - column
+        sums_and_differences(
+            one[:, :, column:][:, :, :width], other[:, :, mirror:][:, :, :width], *folded[:, :, :, :, column]
+        )
+    return folded.flatten(4)
 
 
-def unfold(gradient: Tensor, kernel: int, out: Tensor) -> None:
-    """The gradient of `fold`'s input, from that of its output."""
-    sums, differences = gradient.permute(0, 2, 3, 1).unflatten(3, (2, kernel, -1)).unbind(3)
-    one, other = out.permute(0, 2, 3, 1).chunk(2, dim=3)
-    middle, width = kernel // 2, out.shape[3]
-    torch.add(sums[:, :, :, middle], differences[:, :, :, middle], out=one)
-    torch.sub(sums[:, :, :, middle], differences[:, :, :, middle], out=other)
+def unfold(gradient: list[Tensor], kernel: int, one: Tensor, other: Tensor) -> None:
+    """The gradient of `fold`'s input, by halves, from that of its output."""
+    sums, differences = (each.unflatten(3, (kernel, -1)) for each in gradient)
+    middle, width = kernel // 2, one.shape[2]
+    sums_and_differences(sums[:, :, :, middle], differences[:, :, :, middle], one, other)
     for column in range(kernel):
-        shift = abs(column - middle)
-        left, right = slice(0, max(0, width - shift)), slice(shift, None)
-        if column < middle:
-            one[:, :, left].add_(sums[:, :, right, column]).add_(differences[:, :, right, column])
-            other[:, :, right].add_(sums[:, :, left, column]).sub_(differences[:, :, left, column])
-        elif column > middle:
-            one[:, :, right].add_(sums[:, :, left, column]).add_(differences[:, :, left, column])
-            other[:, :, left].add_(sums[:, :, right, column]).sub_(differences[:, :, right, column])
+        if column != middle:
+            to, back = inside(column - middle, width), inside(middle - column, width)
+            one[:, :, to].add_(sums[:, :, back, column]).add_(differences[:, :, back, column])
+            other[:, :, back].add_(sums[:, :, to, column]).sub_(differences[:, :, to, column])
+
+
+def inside(shift: int, size: int) -> slice:
+    """Where what was shifted by so much lies among so many."""
+    return slice(max(0, shift), max(0, size + min(0, shift)))
 
 
 def block_gradient(folded: Tensor, gradient: Tensor, kernel: int) -> Tensor:
     """(2, O, I, K, K), by matrix products, quicker than the convolution's own gradient (benchmarks/LOG.md)."""
-    height, middle = gradient.shape[2], kernel // 2
-    y = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, 0, middle, middle)).unflatten(3, (2, -1))
-    rows = torch.stack([y[:, kernel - 1 - row :][:, :height] for row in range(kernel)], 4).flatten(4).flatten(0, 2)
-    pixels = folded.permute(0, 2, 3, 1).unflatten(3, (2, -1)).flatten(0, 2)
-    products = torch.stack([rows[:, block].T @ pixels[:, block] for block in range(2)]) / 2
-    blocks: Tensor = products.unflatten(2, (kernel, -1)).unflatten(1, (kernel, -1)).permute(0, 2, 4, 1, 3)
-    return blocks
+    height, middle = folded.shape[1], kernel // 2
+    rows = [(inside(row - middle, height), inside(middle - row, height)) for row in range(kernel)]
+    products = [
+        y[of_y].flatten(0, 2).T @ x[of_x].flatten(0, 2)
+        for x, y in zip(folded, gradient, strict=True)
+        for of_x, of_y in rows
+    ]
+    blocks: Tensor = torch.stack(products).unflatten(0, (2, kernel)).unflatten(3, (kernel, -1))
+    return blocks.permute(0, 2, 4, 1, 3) / 2
