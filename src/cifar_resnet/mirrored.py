@@ -67,7 +67,8 @@ class Folded(torch.autograd.Function):
 def in_parts(kernel: int, x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some images at a time of x and of what belongs to them."""
     size = max(1, FOLDED // (kernel * x.shape[1:].numel()))
-    return zip(*(each.split(size) for each in (x, *others)), strict=True)
+    parts = zip(*(each.split(size) for each in (x, *others)), strict=True)
+    return parts if len(x) else iter(())
 
 
 def halves(x: Tensor) -> tuple[Tensor, ...]:
