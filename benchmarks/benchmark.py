@@ -57,7 +57,7 @@ def main() -> None:
     drawn = {batches.resolution(epoch): next(batches.epoch(epoch)) for epoch in (0, values.train.epochs - 1)}
 
     def step(resolution: int) -> Callable[[], Any]:
-        return lambda: train_step(state, *drawn[resolution], values.train.label_smoothing, precision, World())
+        return lambda: train_step(state, *drawn[resolution], values.train, precision, World())
 
     measured: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
@@ -174,7 +174,7 @@ def ancestor_epoch(num_images: int, batch: tuple[Tensor, Tensor]) -> float:
     values = params.changed(params.load(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
     state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels, labels = (each[:ANCESTOR_BATCH] for each in batch)
-    step = seconds(lambda: train_step(state, pixels, labels, 0.0, torch.float32, World()), 2)
+    step = seconds(lambda: train_step(state, pixels, labels, values.train, torch.float32, World()), 2)
     return step * num_images / ANCESTOR_BATCH
 
 
@@ -190,7 +190,7 @@ def one_step() -> None:
     state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels = torch.randint(0, 256, (values.train.batch_size, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (len(pixels),))
-    step = lambda: train_step(state, pixels, labels, values.train.label_smoothing, precision, World())  # noqa: E731
+    step = lambda: train_step(state, pixels, labels, values.train, precision, World())  # noqa: E731
     print(seconds(step, STEPS))
 
 

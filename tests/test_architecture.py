@@ -17,7 +17,7 @@ SOURCE = ROOT / "src/cifar_resnet"
 LAYERS = [
     {"errors"},
     {"files", "progress", "checkpoint", "distributed", "convolution", "mirrored", "revisions"},
-    {"params", "images", "records", "hardware"},
+    {"params", "images", "records", "hardware", "distortion"},
     {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "lineage", "runs"},
     {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "figures", "space", "tracking"},
     {"serving", "training", "champion", "evaluation", "predictions", "comparison", "search"},
@@ -38,6 +38,7 @@ DOORS = {
     "safetensors": {"product"},
     "dvc": {"revisions"},
     "rich": {"progress"},
+    "torchvision": {"distortion"},
     "torch.distributed": {"distributed"},
     "PIL": {"cifar10", "inputs", "corruptions"},
 }

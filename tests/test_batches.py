@@ -12,11 +12,15 @@ def batches(**train: object) -> Batches:
 
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
-    first, again = list(batches().epoch(1)), list(batches().epoch(1))
+    first, again = (list(batches(trivial_augment=0.5, cutout=4).epoch(1)) for _ in range(2))
     assert all(
         torch.equal(a, b) for one, other in zip(first, again, strict=True) for a, b in zip(one, other, strict=True)
     )
-    for other in (batches().epoch(2), batches(seed=1).epoch(1)):
+    for other in (
+        batches(trivial_augment=0.5, cutout=4).epoch(2),
+        batches(trivial_augment=0.5, cutout=4, seed=1).epoch(1),
+        batches(cutout=4).epoch(1),
+    ):
         assert not torch.equal(first[0][0], next(iter(other))[0])
 
 

@@ -16,7 +16,7 @@ from cifar_resnet.params import TrainParams
 from cifar_resnet.training import TrainState, train_step
 
 TRAIN = tiny_images(6, seed=0)
-PARAMS = tiny_params(train={"batch_size": 20, "cutout": 4})
+PARAMS = tiny_params(train={"batch_size": 24, "cutout": 4, "trivial_augment": 0.5, "sam_radius": 0.1})
 
 
 def test_the_shares_of_a_batch_are_the_batch() -> None:
@@ -49,7 +49,7 @@ def start(params: TrainParams, world: World) -> tuple[TrainState, Batches]:
 def first_step(state: TrainState, batches: Batches, world: World) -> dict[str, torch.Tensor]:
     """Loss, accuracy, gradients and running statistics of the first step."""
     images, labels = next(iter(batches.epoch(0)))
-    loss, accuracy = train_step(state, images, labels, 0.1, torch.float32, world)
+    loss, accuracy = train_step(state, images, labels, PARAMS.train, torch.float32, world)
     found = {"loss": torch.tensor(loss), "accuracy": torch.tensor(accuracy)}
     found |= {f"gradient of {name}": p.grad for name, p in state.model.named_parameters() if p.grad is not None}
     found |= {name: value for name, value in state.model.named_buffers() if name.endswith(("_mean", "_var"))}
@@ -65,7 +65,7 @@ def work(rank: int, port: int, folder: Path, shared: bool) -> None:
         state, batches = start(params, world)
         found = first_step(state, batches, world)
         for images, labels in batches.epoch(1):
-            train_step(state, images, labels, 0.1, torch.float32, world)
+            train_step(state, images, labels, PARAMS.train, torch.float32, world)
         weights = {f"weights {name}": p.detach() for name, p in state.model.named_parameters()}
         said = {"any": torch.tensor(world.any(rank == 1)), "none": torch.tensor(world.any(False))}
         said["leader"] = torch.tensor(world.from_leader(7 if world.leads else None))

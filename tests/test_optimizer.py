@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny_params
 
 from cifar_resnet import optimizer, resnet
@@ -69,3 +70,20 @@ def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision(
     assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
     assert 0.3 < values.min() < values.max() < 1.3  # three steps do not quite reach 1, nor are they meant to
+
+
+def test_perturbed_filters_lie_uphill_by_a_share_of_their_norm_and_come_back() -> None:
+    torch.manual_seed(0)
+    model = resnet.build(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    images, labels = torch.rand(8, 3, 32, 32) * 255, torch.arange(8)
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with optimizer.perturbed(model, 0.01):
+        assert F.cross_entropy(model(images), labels) > loss
+        for name, value in model.named_parameters():
+            distance = float((value.detach() - before[name]).norm())
+            radius = 0.01 if value.requires_grad and value.ndim == 4 else 0
+            assert distance == pytest.approx(radius * float(before[name].norm()), rel=1e-3), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -16,7 +16,9 @@ from cifar_resnet.records import EpochRecord
 from cifar_resnet.training import TrainState, fit
 
 TRAIN, VALIDATION = tiny_images(6, seed=0), tiny_images(2, seed=1)
-PARAMS = tiny_params(train={"warmup_epochs": 0.5, "cutout": 4}, checkpoint={"minutes": 1e-9})
+PARAMS = tiny_params(
+    train={"warmup_epochs": 0.5, "cutout": 4, "trivial_augment": 0.5, "sam_radius": 0.1}, checkpoint={"minutes": 1e-9}
+)
 MOMENTS = 3 * (3 + 1)  # epochs of three steps and an end
 
 

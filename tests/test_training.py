@@ -71,6 +71,12 @@ def test_no_averaging_keeps_the_last_weights() -> None:
         assert torch.equal(value, state.product.get_parameter(name)), name
 
 
+def test_sharpness_aware_steps_learn_too_and_otherwise() -> None:
+    (plain, _), (aware, history) = train(epochs=4), train(epochs=4, sam_radius=0.02)
+    assert history[-1].train_loss < history[0].train_loss
+    assert not torch.equal(plain.product.head.weight, aware.product.head.weight)
+
+
 def test_bfloat16_learns_too() -> None:
     params = tiny_params(train={"epochs": 4})
     torch.manual_seed(0)

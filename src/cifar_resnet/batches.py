@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from cifar_resnet import augment
+from cifar_resnet.distortion import trivial_augment
 from cifar_resnet.distributed import World
 from cifar_resnet.images import Images
 from cifar_resnet.params import TrainParams
@@ -44,6 +45,7 @@ class Batches:
         for rows in order[: len(self) * self.batch_size].split(self.batch_size):
             images = augment.crop(self.padded[rows], 32, generator)
             images = augment.mirror(images, mirrored[rows])
+            images = trivial_augment(images, self.params.trivial_augment, generator)
             images = augment.cutout(images, self.params.cutout, self.fill, generator)
             images = augment.resize(self.world.share(images), self.resolution(epoch))
             yield images, self.world.share(self.labels[rows])

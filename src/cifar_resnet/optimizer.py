@@ -1,5 +1,7 @@
-"""Parameter groups, the optimizers, and the learning rate as a pure function of the step."""
+"""Parameter groups, the optimizers, the learning rate as a pure function of the step, and perturbed weights."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -95,3 +97,26 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
+
+
+@contextmanager
+def perturbed(model: nn.Module, radius: float) -> Iterator[None]:
+    """Inside, the filters of each convolution lie uphill of where they are, along their gradient, by `radius` of their
+    norm: sharpness-aware minimization descends by the gradient from there. Running statistics stay as they were.
+
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021; by layer as
+    Kwon et al., "ASAM", 2021.
+    """
+    if radius == 0:
+        yield
+        return
+    filters = {p: p.grad for p in model.parameters() if p.ndim == 4 and p.grad is not None}
+    moved = [*filters, *model.buffers()]
+    before = [each.detach().clone() for each in moved]
+    with torch.no_grad():
+        for filter_, gradient in filters.items():
+            filter_.add_(gradient * (radius * filter_.norm() / gradient.norm().clamp(min=1e-12)))
+    yield
+    with torch.no_grad():
+        for each, values in zip(moved, before, strict=True):
+            each.copy_(values)

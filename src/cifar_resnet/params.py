@@ -97,10 +97,12 @@ class TrainParams(Section):
     momentum: Share
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
     warmup_epochs: Annotated[float, Field(ge=0)]
+    sam_radius: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     label_smoothing: Share
     average_decay: Share
     flip: Literal["none", "random", "alternating"]
     translation: Annotated[int, Field(ge=0, le=16)]
+    trivial_augment: Annotated[float, Field(ge=0, le=1)]
     cutout: Annotated[int, Field(ge=0, le=32)]
     precision: Literal["auto", "float32", "bfloat16"]
     processes: Count

@@ -85,7 +85,7 @@ def fit(
         start = time.perf_counter()
         for images, labels in islice(batches.epoch(epoch), len(state.measured), None):
             set_learning_rate(state, batches, params)
-            loss, accuracy = train_step(state, images, labels, params.label_smoothing, precision, batches.world)
+            loss, accuracy = train_step(state, images, labels, params, precision, batches.world)
             state.measured.append((loss, accuracy))
             state.seconds += time.perf_counter() - start
             if not math.isfinite(loss):
@@ -109,24 +109,35 @@ def set_learning_rate(state: TrainState, batches: Batches, params: TrainParams) 
 
 
 def train_step(
-    state: TrainState, images: Tensor, labels: Tensor, label_smoothing: float, precision: torch.dtype, world: World
+    state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
 ) -> tuple[float, float]:
-    """One forward and backward pass and update; returns (loss, accuracy) of the whole batch."""
+    """One update; returns (loss, accuracy) of the whole batch, with `sam_radius` at the perturbed weights."""
     device = state.model.mean.device
-    state.model.train()
     images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-    with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+    if params.sam_radius:
+        backward(state, images[::4], labels[::4], params, precision, world)
+    with optimizer.perturbed(state.model, params.sam_radius):
+        measured = backward(state, images, labels, params, precision, world)
+    for each in state.optimizers:
+        each.step()
+    state.average.update_parameters(state.model)
+    return float(measured[0]), float(measured[1])
+
+
+def backward(
+    state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
+) -> Tensor:
+    """Leave every process the whole batch's gradients; returns its (loss, accuracy)."""
+    state.model.train()
+    with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
         logits = state.model(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=params.label_smoothing)
     for each in state.optimizers:
         each.zero_grad()
     loss.backward()
     measured = torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
     world.average([measured, *(p.grad for p in state.model.parameters() if p.grad is not None)])
-    for each in state.optimizers:
-        each.step()
-    state.average.update_parameters(state.model)
-    return float(measured[0]), float(measured[1])
+    return measured
 
 
 def end_epoch(
