@@ -104,8 +104,8 @@ def perturbed(model: nn.Module, radius: float) -> Iterator[None]:
     """Inside, the filters of each convolution lie uphill of where they are, along their gradient, by `radius` of their
     norm: sharpness-aware minimization descends by the gradient from there. Running statistics stay as they were.
 
-    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021; by layer as
-    Kwon et al., "ASAM", 2021.
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021, there by a
+    radius for all weights together.
     """
     if radius == 0:
         yield
