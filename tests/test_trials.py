@@ -144,8 +144,7 @@ def test_workers_on_one_machine_share_the_trials(project: Path, tmp_path: Path) 
     lines = [line for line in done.stderr.splitlines() if line.startswith("trial ")]
     assert len(lines) == 6, "the one on the terminal tells of all"
     assert "broke off" not in done.stderr
-    # where it starts slowly, no trial is left for it to tell of, but it always ends with the best
-    assert "-S model.pool=" in (root / "data/scratch/search-worker-2.log").read_text()
+    assert "6/6" in (root / "data/scratch/search-worker-2.log").read_text()
     assert nested(root)[0].info.status == "FINISHED"
 
 

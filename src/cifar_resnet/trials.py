@@ -80,6 +80,8 @@ def search(root: Path, values: Params, *, limit: int, minutes: float) -> Study:
     deadline = time.monotonic() + 60 * minutes
     with wish_to_stop() as wish, bar("search", limit) as watched:
         news = News(study, watched, limit, deadline)
+        if news.done:
+            watched.say(f"search: going on after {news.summary(study.results())}")
         try:
             while (trial := next_trial(root, study, news, wish)) is not None:
                 try:
