@@ -22,11 +22,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cifar_resnet import hardware, images, params, resnet
-from cifar_resnet.batches import Batches
-from cifar_resnet.distributed import World
+from cifar_resnet import device
+from cifar_resnet.data import dataset
 from cifar_resnet.files import write_json
-from cifar_resnet.training import TrainState, train_step
+from cifar_resnet.models import resnet
+from cifar_resnet.params.file import load_params, with_overrides
+from cifar_resnet.training.distributed import World
+from cifar_resnet.training.loader import BatchLoader
+from cifar_resnet.training.loop import TrainState, train_step
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks/benchmark.json"
@@ -38,22 +41,22 @@ KINDS = {
     "convolution backward": ("aten::convolution_backward", "aten::mkldnn_convolution_backward"),
     "normalisation": ("aten::native_batch_norm", "aten::native_batch_norm_backward"),
     "activation": ("aten::silu", "aten::silu_backward"),
-    "pooling": ("aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward"),
+    "head_pool": ("aten::max_pool2d_with_indices", "aten::max_pool2d_with_indices_backward"),
     "casts and copies": ("aten::copy_",),
 }
 
 
 def main() -> None:
-    hardware.keep_memory()
-    values = params.load(ROOT / "params.yaml")
-    precision, _ = hardware.precision(values.train.precision, hardware.device())
-    fastest, _ = hardware.precision("auto", hardware.device())
+    device.disable_malloc_trim()
+    values = load_params(ROOT / "params.yaml")
+    precision, _ = device.select_dtype(values.train.precision, device.select_device())
+    fastest, _ = device.select_dtype("auto", device.select_device())
     sides = {"float32": SIDE, "bfloat16": SIDE if fastest == torch.bfloat16 else EMULATED}
-    train = images.read(ROOT / "data/prepared", "train")
+    train = dataset.read_split(ROOT / "data/prepared", "train")
     statistic = json.loads((ROOT / "data/prepared/statistics.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    model = resnet.build(values.model, statistic["channel_mean"], statistic["channel_deviation"])
-    state, batches = TrainState(model, values.train), Batches(train, values.train, World())
+    model = resnet.build_model(values.model, statistic["channel_mean"], statistic["channel_std"])
+    state, batches = TrainState(model, values.train), BatchLoader(train, values.train, World())
     drawn = {batches.resolution(epoch): next(batches.epoch(epoch)) for epoch in (0, values.train.epochs - 1)}
 
     def step(resolution: int) -> Callable[[], Any]:
@@ -73,7 +76,7 @@ def main() -> None:
     for name, times in measured.items():
         middle = statistics.median(times)
         found[name] = 2 * sides[name.split()[0]] ** 3 / middle / 1e12 if "TFLOP/s" in name else middle
-    ceiling = found[f"{hardware.name(precision)} matmul, TFLOP/s"]
+    ceiling = found[f"{device.dtype_name(precision)} matmul, TFLOP/s"]
     for resolution, (pixels, _) in drawn.items():
         work = 6 * sum(macs for macs, _ in convolutions(model, pixels[:1])) * len(pixels) / 1e12
         rate = work / found[f"step at {resolution} pixels, s"]
@@ -87,8 +90,8 @@ def main() -> None:
     found["training of the default recipe, PF-equivalents"] = total * ceiling / 1000
     found["ancestor's epoch in float32, s"] = ancestor_epoch(len(train), drawn[32])
     found["step at 32 pixels when memory is given back, s"] = without_kept_memory()
-    found["peak memory, GB"] = hardware.peak_memory_gb()
-    facts = hardware.facts(precision)
+    found["peak memory, GB"] = device.peak_memory_gb()
+    facts = device.environment_info(precision)
     write_json(RESULT, {"machine": facts, "figures": found, "step at 32 pixels by kind, s": kinds})
     show(facts, found, kinds)
 
@@ -116,7 +119,7 @@ def update(state: TrainState) -> None:
             parameter.grad = torch.zeros_like(parameter)
     for optimizer in state.optimizers:
         optimizer.step()
-    state.average.update_parameters(state.model)
+    state.ema.update_parameters(state.model)
 
 
 def convolutions(model: nn.Module, pixels: Tensor) -> list[tuple[int, tuple[Tensor, nn.Conv2d]]]:
@@ -171,8 +174,8 @@ def gradient_of(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[[], Any]:
 def ancestor_epoch(num_images: int, batch: tuple[Tensor, Tensor]) -> float:
     """Seconds of an epoch of the ancestor's network in float32, from its steps at batch 128."""
     preset = yaml.safe_load((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
-    values = params.changed(params.load(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
-    state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
+    values = with_overrides(load_params(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
+    state = TrainState(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels, labels = (each[:ANCESTOR_BATCH] for each in batch)
     step = seconds(lambda: train_step(state, pixels, labels, values.train, torch.float32, World()), 2)
     return step * num_images / ANCESTOR_BATCH
@@ -185,9 +188,9 @@ def without_kept_memory() -> float:
 
 
 def one_step() -> None:
-    values = params.load(ROOT / "params.yaml")
-    precision, _ = hardware.precision(values.train.precision, hardware.device())
-    state = TrainState(resnet.build(values.model, [0.5] * 3, [0.25] * 3), values.train)
+    values = load_params(ROOT / "params.yaml")
+    precision, _ = device.select_dtype(values.train.precision, device.select_device())
+    state = TrainState(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3), values.train)
     pixels = torch.randint(0, 256, (values.train.batch_size, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (len(pixels),))
     step = lambda: train_step(state, pixels, labels, values.train, precision, World())  # noqa: E731

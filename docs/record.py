@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cifar_resnet.figures import BLUE, RED
-from cifar_resnet.metrics import interval
+from cifar_resnet.evaluation.metrics import wilson_interval
+from cifar_resnet.evaluation.plots import BLUE, RED
 
 FOLDER = Path(__file__).parent / "record"
 HELD_OUT = 10_000  # images
@@ -63,7 +63,7 @@ def filter_lr() -> Figure:
         epochs, losses = [int(row["epoch"]) for row in rows], [float(row["train_loss"]) for row in rows]
         left.plot(epochs, losses, marker="o", markersize=3, color=colour, label=f"filter_lr {rate}")
         accuracy = float(rows[-1]["validation_accuracy"])
-        low, high = interval(round(accuracy * HELD_OUT), HELD_OUT)
+        low, high = wilson_interval(round(accuracy * HELD_OUT), HELD_OUT)
         right.errorbar([rate], [accuracy], [[accuracy - low], [high - accuracy]], fmt="o", capsize=4, color=colour)
     left.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Training loss, augmented images")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))

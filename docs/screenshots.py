@@ -22,8 +22,10 @@ from urllib.parse import quote
 from mlflow import MlflowClient
 from PIL import Image
 
-from cifar_resnet import champion, params, tracking
 from cifar_resnet.errors import UserError, run
+from cifar_resnet.params.file import load_params
+from cifar_resnet.registry.promotion import get_champion
+from cifar_resnet.tracking.client import EXPERIMENT
 
 IMAGES = "docs/images"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -47,7 +49,7 @@ def main(root: Path) -> None:
     browser = parser.parse_args().browser
     if browser is None:
         raise UserError(f"no browser found ({', '.join(BROWSERS)}); install one or name it with --browser")
-    model = params.load(root / "params.yaml").register_.model_name
+    model = load_params(root / "params.yaml").register_.model_name
     with tempfile.TemporaryDirectory() as folder:
         views = pages(copy(root / "mlflow.db", Path(folder)), model)
         with interface(Path(folder)) as address:
@@ -72,12 +74,12 @@ def pages(client: MlflowClient, model: str) -> dict[str, str]:
     Raises:
         UserError: if there are fewer than two finished runs, or no champion.
     """
-    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     number = experiment.experiment_id if experiment else ""
     finished = client.search_runs([number], "attributes.status = 'FINISHED'", order_by=["start_time DESC"])
     if len(finished) < 2:
         raise UserError(f"{len(finished)} finished runs found, two needed; `dvc exp run` makes one")
-    present = champion.find(client, model) if client.search_registered_models(f"name = '{model}'") else None
+    present = get_champion(client, model) if client.search_registered_models(f"name = '{model}'") else None
     if present is None:
         raise UserError(f"{model} has no champion; `dvc repro register` makes one")
     client.set_experiment_tag(number, "mlflow.sharedViewState.pictures", json.dumps({"selectedColumns": COLUMNS}))

@@ -5,21 +5,27 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_resnet import (
-    evaluation,
-    hardware,
-    images,
-    inference,
-    metrics,
-    params,
-    product,
-    records,
-    resnet,
-    speed,
-    tracking,
-)
+import cifar_resnet.environment  # noqa: F401
+from cifar_resnet.data.dataset import read_split, write_array
+from cifar_resnet.device import disable_malloc_trim, select_device, select_dtype
 from cifar_resnet.errors import run
+from cifar_resnet.evaluation.latency import measure_latency
+from cifar_resnet.evaluation.report import (
+    compute_metrics,
+    compute_tables,
+    corruption_metrics,
+    plot_all,
+    plot_training,
+    summary_lines,
+    write_csv_table,
+)
 from cifar_resnet.files import write_json
+from cifar_resnet.inference.predictor import predict_logits, softmax
+from cifar_resnet.models.resnet import multiply_adds, num_parameters
+from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model
+from cifar_resnet.params.file import load_params
+from cifar_resnet.tracking.client import get_run_or_null
+from cifar_resnet.training.history import read_history
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -27,41 +33,42 @@ EVALUATION = "data/evaluation"
 
 
 def main(root: Path) -> None:
-    hardware.keep_memory()
-    values = params.load(root / "params.yaml")
-    device = hardware.device()
-    model, card = product.load(root / MODEL, device)
-    test, classes = images.read(root / PREPARED, "test"), tuple(card["classes"])
-    temperature, temperature_tta = (product.temperature(card, augmented=augmented) for augmented in (False, True))
-    precision, _ = hardware.precision("auto", device)
-    batch_size = values.evaluate.batch_size
-    answer = partial(inference.predict, model, precision=precision)
-    plain = answer(test.pixels, batch_size=batch_size).numpy()
-    augmented = answer(test.pixels, batch_size=batch_size, augmented=True).numpy()
+    disable_malloc_trim()
+    params = load_params(root / "params.yaml")
+    target = select_device()
+    precision, _ = select_dtype("auto", target)
+    model, config = load_model(root / MODEL, target)
+    test, classes, provenance = read_split(root / PREPARED, "test"), tuple(config["classes"]), config["provenance"]
+    batch_size = params.evaluate.batch_size
+    predict_fn = partial(predict_logits, model, precision=precision)
+    plain = predict_fn(test.pixels, batch_size=batch_size).numpy()
+    augmented = predict_fn(test.pixels, batch_size=batch_size, augmented=True).numpy()
 
-    found = evaluation.numbers(test.labels, plain, augmented, temperature=temperature, temperature_tta=temperature_tta)
-    probabilities = metrics.softmax(plain, temperature)
-    tables = evaluation.tables(test.labels, probabilities, classes) | {"corruptions": []}
-    if values.evaluate.corruptions:
-        numbers, tables["corruptions"] = evaluation.robustness(answer, test, plain, batch_size=batch_size)
-        found |= numbers
-    found |= {"parameters": resnet.num_parameters(model), "multiply_adds": resnet.multiply_adds(model)}
-    found |= {"model_bytes": (root / MODEL / product.WEIGHTS).stat().st_size}
-    found |= speed.measure(answer, test.pixels) | {"training_seconds": card["provenance"]["seconds"]}
-    run_id = card["provenance"]["mlflow_run"]  # in a metric, `dvc exp show` shows it
-    write_json(root / EVALUATION / "metrics.json", found | {"mlflow_run": run_id})
-    images.write_array(root / EVALUATION / "logits.npy", np.stack([plain, augmented]))
+    temperature, temperature_tta = (fitted_temperature(config, augmented=augmented) for augmented in (False, True))
+    metrics = compute_metrics(test.labels, plain, augmented, temperature=temperature, temperature_tta=temperature_tta)
+    probabilities = softmax(plain, temperature)
+    tables = compute_tables(test.labels, probabilities, classes) | {"corruptions": []}
+    if params.evaluate.corruptions:
+        robustness, tables["corruptions"] = corruption_metrics(predict_fn, test, plain, batch_size=batch_size)
+        metrics |= robustness
+    metrics |= {"parameters": num_parameters(model), "multiply_adds": multiply_adds(model)}
+    metrics |= {"model_bytes": (root / MODEL / WEIGHTS_FILE).stat().st_size}
+    metrics |= measure_latency(predict_fn, test.pixels) | {"training_seconds": provenance["seconds"]}
+    metrics |= {"mlflow_run": provenance["mlflow_run"]}  # `dvc exp show` shows metrics
+
+    write_json(root / EVALUATION / "metrics.json", metrics)
+    write_array(root / EVALUATION / "logits.npy", np.stack([plain, augmented]))
     for name, rows in tables.items():
-        evaluation.write_table(root / EVALUATION / f"{name}.csv", rows)
-
-    pictures = evaluation.pictures(test, probabilities, classes, found, tables)
-    pictures |= evaluation.pictures_of_training(model, records.read(root / MODEL / "history.csv"))
-    for name, figure in pictures.items():
-        figure.savefig(root / EVALUATION / f"{name}.png", dpi=110)
-    tracked = tracking.view_of(root, run_id, values.tracking)
-    tracked.evaluated(root / EVALUATION)
+        write_csv_table(root / EVALUATION / f"{name}.csv", rows)
+    figures = plot_all(test, probabilities, classes, metrics, tables)
+    figures |= plot_training(model, read_history(root / MODEL / "history.csv"))
+    (root / EVALUATION / "figures").mkdir(exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(root / EVALUATION / "figures" / f"{name}.png", dpi=110)
+    tracked = get_run_or_null(root, provenance["mlflow_run"], params.tracking)
+    tracked.log_evaluation(root / EVALUATION)
     tracked.end()
-    accuracy, rest = evaluation.lines(found)
+    accuracy, rest = summary_lines(metrics)
     print(f"evaluate: {accuracy}\nevaluate: {rest} -> {EVALUATION}")
 
 

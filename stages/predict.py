@@ -1,37 +1,33 @@
 """data/model + images without labels -> predict -> data/predictions: predictions.csv and submission.csv."""
 
-import csv
 from pathlib import Path
 
-from cifar_resnet import hardware, inputs, params, predictions
+import cifar_resnet.environment  # noqa: F401
+from cifar_resnet.device import disable_malloc_trim, select_device
 from cifar_resnet.errors import run
-from cifar_resnet.files import whole
+from cifar_resnet.files import atomic_write
+from cifar_resnet.inference.image_reader import read_images
+from cifar_resnet.inference.predictions import Counts, predict_images, write_predictions_csv, write_submission
+from cifar_resnet.params.file import load_params
 
 MODEL = "data/model"
 PREDICTIONS = "data/predictions"
 
 
 def main(root: Path) -> None:
-    hardware.keep_memory()
-    values = params.load(root / "params.yaml").predict
-    chunks, tally = inputs.read([values.input], root, batch_size=values.batch_size), predictions.Tally()
-    found = predictions.predict(root / MODEL, chunks, tally, strict=values.strict, batch_size=values.batch_size)
+    disable_malloc_trim()
+    params = load_params(root / "params.yaml").predict
+    chunks, counts = read_images([params.input], root, batch_size=params.batch_size), Counts()
+    predictions = predict_images(
+        root / MODEL, chunks, counts, target=select_device(), strict=params.strict, batch_size=params.batch_size
+    )
     table = root / PREDICTIONS / "predictions.csv"
-    with whole(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        predictions.write_csv(stream, found)
+    with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        write_predictions_csv(stream, predictions)
     write_submission(root / PREDICTIONS / "submission.csv", table)
-    left_out = f", {tally.skipped:,} left out" if tally.skipped else ""
-    print(f"predict: {tally.predicted:,} images from {values.input}{left_out} -> {PREDICTIONS}/predictions.csv, "
+    skipped = f", {counts.skipped:,} skipped" if counts.skipped else ""
+    print(f"predict: {counts.predicted:,} images from {params.input}{skipped} -> {PREDICTIONS}/predictions.csv, "
           "submission.csv")  # fmt: skip
-
-
-def write_submission(path: Path, table: Path) -> None:
-    """Two columns of `table`, under the names that competitions use."""
-    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        submission = csv.writer(stream, lineterminator="\n")
-        submission.writerow(("ID", "Labels"))
-        with table.open(newline="", encoding="utf-8") as rows:
-            submission.writerows((row["index"], row["label"]) for row in csv.DictReader(rows))
 
 
 if __name__ == "__main__":

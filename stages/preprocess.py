@@ -2,27 +2,29 @@
 
 from pathlib import Path
 
-from cifar_resnet import cifar10, images, params, split
+from cifar_resnet.data.cifar10 import CLASSES, OFFICIAL, read_test, read_train
+from cifar_resnet.data.dataset import write_split
+from cifar_resnet.data.split import dataset_statistics, train_validation_split, validate_dataset
 from cifar_resnet.errors import run
 from cifar_resnet.files import write_json
+from cifar_resnet.params.file import load_params
 
 RAW = "data/raw"
 PREPARED = "data/prepared"
 
 
 def main(root: Path) -> None:
-    values = params.load(root / "params.yaml").preprocess
-    classes = len(cifar10.CLASSES)
-    train, validation = split.hold_out(
-        cifar10.read_train(root / RAW), per_class=values.validation_per_class, classes=classes, seed=values.seed
+    params = load_params(root / "params.yaml").preprocess
+    num_classes = len(CLASSES)
+    train, validation = train_validation_split(
+        read_train(root / RAW), per_class=params.validation_per_class, num_classes=num_classes, seed=params.seed
     )
-    splits = {"train": train, "validation": validation, "test": cifar10.read_test(root / RAW)}
-    split.check(splits, classes=classes)
-    for name, part in splits.items():
-        images.write(root / PREPARED, name, part)
-    statistics = split.describe(splits, classes=cifar10.CLASSES, source=cifar10.OFFICIAL)
-    write_json(root / PREPARED / "statistics.json", statistics)
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in splits.items())
+    splits = {"train": train, "validation": validation, "test": read_test(root / RAW)}
+    validate_dataset(splits, num_classes=num_classes)
+    for name, images in splits.items():
+        write_split(root / PREPARED, name, images)
+    write_json(root / PREPARED / "statistics.json", dataset_statistics(splits, classes=CLASSES, source=OFFICIAL))
+    counts = ", ".join(f"{len(images):,} {name}" for name, images in splits.items())
     print(f"preprocess: {counts} images -> {PREPARED}; classes balanced, no duplicates")
 
 

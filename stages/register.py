@@ -1,16 +1,22 @@
-"""data/model + data/evaluation -> register -> data/registry: a version in MLflow's registry, and who is champion."""
+"""data/model + data/evaluation -> register -> data/registry: a version in MLflow's registry, perhaps the champion."""
 
-import csv
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from cifar_resnet import champion, images, lineage, params, registry, tracking
+import cifar_resnet.environment  # noqa: F401
+from cifar_resnet.data.dataset import read_array
 from cifar_resnet.errors import run
-from cifar_resnet.files import digest, read_json, write_json
-from cifar_resnet.product import CARD, WEIGHTS
-from cifar_resnet.significance import Hits
+from cifar_resnet.evaluation.significance import read_correct_mask
+from cifar_resnet.files import file_hash, read_json, write_json
+from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
+from cifar_resnet.params.file import load_params
+from cifar_resnet.params.sections import RegisterParams
+from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
+from cifar_resnet.registry.versions import register_version, to_input_example
+from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
+from cifar_resnet.versioning.provenance import provenance_tags
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -19,43 +25,39 @@ REGISTRY = "data/registry"
 
 
 def main(root: Path) -> None:
-    values = params.load(root / "params.yaml")
-    if not values.tracking.enabled:
-        reason = "tracking.enabled is false in params.yaml, and the registry is MLflow's"
+    params = load_params(root / "params.yaml")
+    if not params.tracking.enabled:
+        reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
         write_json(root / REGISTRY / "decision.json", {"champion": False, "reason": reason})
         print(f"register: nothing is registered: {reason}")
         return
-    decision = decide(root, values.register_)
+    decision = register(root, params.register_)
     write_json(root / REGISTRY / "decision.json", asdict(decision))
-    outcome = "is the champion" if decision.champion else "is no champion"
+    outcome = "is the champion" if decision.champion else "is not the champion"
     print(f"register: {decision.model_name} version {decision.version} {outcome}: {decision.reason} "
           f"-> {REGISTRY}/decision.json")  # fmt: skip
 
 
-def decide(root: Path, policy: params.RegisterParams) -> champion.Decision:
-    """Register the model with its evidence, and let the gate decide who is champion."""
-    card, metrics = read_json(root / MODEL / CARD), read_json(root / EVALUATION / "metrics.json")
-    pixels = images.read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
-    tracked = tracking.run_of(root, card["provenance"]["mlflow_run"])
-    tags = lineage.origin(root) | {
+def register(root: Path, policy: RegisterParams) -> Decision:
+    """Register the model with its evidence and promote it if the policy allows."""
+    provenance = read_json(root / MODEL / CONFIG_FILE)["provenance"]
+    metrics = read_json(root / EVALUATION / "metrics.json")
+    pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
+    tracked = get_run(root, provenance["mlflow_run"])
+    tags = provenance_tags(root) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
-        "train_data": card["provenance"]["train_data"],
-        "test_data": digest(root / PREPARED / "test_images.npy"),
-        "test_correct": champion.pack(read_hits(root / EVALUATION / "predictions.csv")),
-        "model": digest(root / MODEL / WEIGHTS),
+        "train_data": provenance["train_data"],
+        "test_data": file_hash(root / PREPARED / "test_images.npy"),
+        "test_correct": encode_mask(read_correct_mask(root / EVALUATION / "predictions.csv")),
+        "model": file_hash(root / MODEL / WEIGHTS_FILE),
     }
-    example = registry.example_of(pixels)
-    with champion.locked(tracked.client, root), tracking.needed(tracked.client):
-        version = registry.register(tracked, root / MODEL, name=policy.model_name, tags=tags, example=example)
-        return champion.decide(tracked.client, version, policy)
-
-
-def read_hits(path: Path) -> Hits:
-    """Which test images evaluate found to be classified rightly, bool (N,)."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return np.array([row["actual"] == row["predicted"] for row in csv.DictReader(stream)])
+    with registry_lock(tracked.client, root), require_mlflow(tracked.client):
+        version = register_version(
+            tracked, root / MODEL, name=policy.model_name, tags=tags, example=to_input_example(pixels)
+        )
+        return promote_if_better(tracked.client, version, policy)
 
 
 if __name__ == "__main__":

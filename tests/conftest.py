@@ -1,6 +1,10 @@
 """Tiny CIFAR-10 in the official binary format, tiny params, and a project where every stage has run on them."""
 
+import csv
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,13 +13,15 @@ import numpy as np
 import pytest
 import yaml
 
-from cifar_resnet import cifar10, params
-from cifar_resnet.images import Images
+import cifar_resnet.environment  # noqa: F401
+from cifar_resnet.data import cifar10
+from cifar_resnet.data.dataset import Images
+from cifar_resnet.params.file import Params
 
 ROOT = Path(__file__).parents[1]
 TINY = {
     "preprocess": {"validation_per_class": 2},
-    "model": {"channels": [8, 16], "blocks": [1, 1], "kernels": [3, 3], "skip_kernels": [3, 3], "pool": 7},
+    "model": {"channels": [8, 16], "blocks": [1, 1], "kernels": [3, 3], "skip_kernels": [3, 3], "head_pool_kernel": 7},
     "train": {
         "epochs": 3,
         "batch_size": 20,
@@ -24,7 +30,7 @@ TINY = {
         "head_lr": 0.05,
         "low_resolution_epochs": 1,
         "low_resolution": 24,
-        "average_decay": 0.5,
+        "ema_decay": 0.5,
     },
     "evaluate": {"batch_size": 20},
     "register": {"min_accuracy": 0.5},
@@ -40,7 +46,7 @@ TINY = {
             "model.layers": [1, 2],
             "model.channels": [8, 12, 16],
             "model.blocks": [1, 2],
-            "model.pool": [5, 7, 11, 15],
+            "model.head_pool_kernel": [5, 7, 11, 15],
             "train.filter_lr": {"low": 0.05, "high": 0.2, "scale": "log"},
         },
     },
@@ -64,7 +70,7 @@ def write_raw(folder: Path) -> None:
     folder.mkdir(parents=True)
     for number, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE)):
         images = tiny_images(TINY_RECORDS // 10, number)
-        content = cifar10.encode(images.pixels.reshape(-1, 3, 1024).transpose(0, 2, 1), images.labels.tolist())
+        content = cifar10.encode_records(images.pixels.reshape(-1, 3, 1024).transpose(0, 2, 1), images.labels.tolist())
         (folder / name).write_bytes(content)
 
 
@@ -77,8 +83,8 @@ def tiny_values(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return values  # type: ignore[no-any-return]
 
 
-def tiny_params(**sections: dict[str, Any]) -> params.Params:
-    return params.Params.model_validate(tiny_values(**sections))
+def tiny_params(**sections: dict[str, Any]) -> Params:
+    return Params.model_validate(tiny_values(**sections))
 
 
 def write_params(root: Path, **sections: dict[str, Any]) -> None:
@@ -95,9 +101,27 @@ def stage(name: str) -> ModuleType:
 
 
 def tiny(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(cifar10, "RECORDS", TINY_RECORDS)
+    patch.setattr(cifar10, "RECORDS_PER_FILE", TINY_RECORDS)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
         patch.delenv(name, raising=False)
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,11 @@
-"""The rules of the house: layers, doors, and dvc.yaml against what the code imports and reads."""
+"""Rules of the architecture: import order, one entry point per library, dvc.yaml against the code."""
 
 import ast
 import hashlib
+import json
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,40 +13,37 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from cifar_resnet import registry
+from cifar_resnet.registry import versions
 
 SOURCE = ROOT / "src/cifar_resnet"
-LAYERS = [
-    {"errors"},
-    {"files", "progress", "checkpoint", "distributed", "convolution", "mirrored", "revisions"},
-    {"params", "images", "records", "hardware", "distortion"},
-    {"metrics", "significance", "calibration", "speed", "cifar10", "split", "augment", "resnet", "lineage", "runs"},
-    {"optimizer", "batches", "product", "inputs", "inference", "corruptions", "figures", "space", "tracking"},
-    {"serving", "training", "champion", "evaluation", "predictions", "comparison", "search"},
-    {"registry", "recovery", "models", "rebuild", "trials", "winners"},
-    {"searching"},
-    {"__main__"},
-]
-DOORS = {
-    "yaml": {"params"},
+# A module or package imports only from those before it.
+ORDER = (
+    *("errors", "files", "progress", "params", "device", "environment"),
+    *("versioning", "data", "models", "inference", "training", "recovery", "evaluation", "tracking", "registry"),
+    *("search", "cli", "__main__"),
+)
+ENTRY_POINTS = {
+    "ruamel": {"params"},
     "pydantic": {"params"},
-    "mlflow": {"tracking", "runs", "rebuild", "registry", "serving", "champion", "models"},
-    "filelock": {"champion", "tracking", "search"},
-    "matplotlib": {"figures"},
-    "optuna": {"space", "search"},
-    "sqlalchemy": {"search"},
-    "sklearn": {"split", "metrics"},
-    "scipy": {"metrics", "calibration", "significance"},
-    "safetensors": {"product"},
-    "dvc": {"revisions"},
+    "mlflow": {"tracking", "registry"},
+    "filelock": {"recovery.checkpoint", "tracking.client", "search.study"},
+    "matplotlib": {"evaluation.plots", "search.plots"},
+    "optuna": {"search"},
+    "sqlalchemy": {"search.study"},
+    "sklearn": {"data.split", "evaluation.metrics"},
+    "scipy": {"evaluation", "inference.calibration"},
+    "safetensors": {"models.saved_model"},
+    "dvc": {"versioning.revisions"},
     "rich": {"progress"},
-    "torchvision": {"distortion"},
-    "torch.distributed": {"distributed"},
-    "PIL": {"cifar10", "inputs", "corruptions"},
+    "shtab": {"cli.main"},
+    "psutil": {"device"},
+    "torchvision": {"training.augment"},
+    "torch.distributed": {"training.distributed"},
+    "PIL": {"data.download", "inference.image_reader", "evaluation.corruptions"},
 }
-# They cannot change an output: messages, bars, MLflow's view, the check of values that DVC itself tracks, and
-# crash recovery, which ends where an unbroken training ends.
-WITHOUT_EFFECT = {"errors", "progress", "tracking", "runs", "lineage", "params", "checkpoint", "recovery"}
+# Code that cannot change a result: messages, progress, MLflow's view, params (DVC tracks their values itself), and
+# crash recovery, which ends with the result of an uninterrupted training.
+NO_EFFECT = {"errors", "progress", "environment", "params", "versioning", "tracking", "recovery"}
 SECTIONS_WITHOUT_EFFECT = {"train": {"checkpoint", "tracking"}, "evaluate": {"tracking"}}
 STAGES = ("download", "preprocess", "train", "evaluate", "register", "predict")
 FOLDERS = dict(zip(STAGES, ("raw", "prepared", "model", "evaluation", "registry", "predictions"), strict=True))
@@ -59,82 +58,128 @@ UNCACHED = {
 PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
-def imported(path: Path) -> set[str]:
-    """Full names of all modules that a file imports."""
-    found: set[str] = set()
+def module_path(name: str) -> Path:
+    """training.loop -> src/cifar_resnet/training/loop.py"""
+    path = SOURCE / name.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in SOURCE.rglob("*.py")
+    if path != SOURCE / "__init__.py"
+}
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Full names of everything that a file imports."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, path
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
-def ours(path: Path) -> set[str]:
-    return {name.split(".")[1] for name in imported(path) if name.startswith("cifar_resnet.")}
+def own_imports(path: Path) -> set[str]:
+    """Modules of this project that a file imports, such as training.loop."""
+    names = {name.removeprefix("cifar_resnet.") for name in imports_of(path) if name.startswith("cifar_resnet.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {"", "__version__"}
+
+
+def belongs_to(module: str, owners: set[str]) -> bool:
+    return any(module == owner or module.startswith(f"{owner}.") for owner in owners)
 
 
 def reached(path: Path) -> set[str]:
-    """All modules of ours that a file needs, directly or not."""
-    todo, seen = ours(path), set[str]()
+    """All modules of this project that a file needs, directly or not, except through code without effect."""
+    todo, seen = own_imports(path), set[str]()
     while todo:
         module = todo.pop()
         seen.add(module)
-        todo |= ours(SOURCE / f"{module}.py") - seen
-    return seen
+        if not belongs_to(module, NO_EFFECT):
+            todo |= own_imports(MODULES[module]) - seen
+    return {module for module in seen if not belongs_to(module, NO_EFFECT)}
 
 
 def names(entries: list[str | dict[str, Any]]) -> set[str]:
     return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
 
 
-def test_every_module_has_its_layer() -> None:
-    assert set().union(*LAYERS) == {path.stem for path in SOURCE.glob("*.py")} - {"__init__"}
+def test_the_root_of_the_package_stays_small() -> None:
+    assert {module.split(".")[0] for module in MODULES} - {"pretrained"} == set(ORDER)
+    assert len(list(SOURCE.glob("*.py"))) <= 8
 
 
-def test_a_module_imports_only_from_layers_above() -> None:
-    above: set[str] = set()
-    for layer in LAYERS:
-        for module in layer:
-            assert ours(SOURCE / f"{module}.py") <= above, module
-        above |= layer
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_from_packages_before_its_own(module: str) -> None:
+    own = module.split(".")[0]
+    allowed = set(ORDER[: ORDER.index(own)]) | ({own} if "." in module else set())
+    assert {imported.split(".")[0] for imported in own_imports(MODULES[module])} <= allowed
 
 
-def test_every_outside_library_has_its_doors() -> None:
-    for path in (*SOURCE.glob("*.py"), *(ROOT / "stages").glob("*.py")):
-        for name in imported(path):
-            for library, doors in DOORS.items():
-                if f"{name}.".startswith(f"{library}."):
-                    assert path.stem in doors, f"{path.name} imports {name}"
+def test_no_two_modules_import_each_other() -> None:
+    """Not even indirectly."""
+    done: set[str] = set()
+    while ready := {module for module in MODULES.keys() - done if own_imports(MODULES[module]) <= done}:
+        done |= ready
+    assert MODULES.keys() == done
+
+
+@pytest.mark.parametrize("library", sorted(ENTRY_POINTS))
+def test_every_library_has_its_entry_points(library: str) -> None:
+    for module, path in {**MODULES, **{f"stages/{name}": ROOT / f"stages/{name}.py" for name in STAGES}}.items():
+        if any(f"{name}.".startswith(f"{library}.") for name in imports_of(path)):
+            assert belongs_to(module, ENTRY_POINTS[library]), f"{module} imports {library}"
+
+
+def test_a_public_function_name_has_one_meaning() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                owners.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}
 
 
 def test_the_registered_model_asks_for_the_packages_that_its_code_imports() -> None:
-    packages = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
-    paths = [SOURCE / f"{module}.py" for module in {"serving"} | reached(SOURCE / "serving.py")]
-    used = {name.split(".")[0] for path in paths for name in imported(path)}
-    outside = used - sys.stdlib_module_names - {"cifar_resnet"}
-    assert set(registry.NEEDED) == {packages.get(name, name) for name in outside}
+    packages = {"PIL": "pillow", "ruamel": "ruamel.yaml"}
+    modules, todo = set[str](), {"registry.served_model"}
+    while todo:
+        module = todo.pop()
+        modules.add(module)
+        todo |= own_imports(MODULES[module]) - modules
+    used = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
+    outside = used - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
+    assert set(versions.PIP_REQUIREMENTS) == {packages.get(name, name) for name in outside}
+    assert len(versions.PIP_REQUIREMENTS) <= 7
 
 
 def test_stages_do_not_import_each_other() -> None:
     for name in STAGES:
-        assert not {other.split(".")[0] for other in imported(ROOT / f"stages/{name}.py")} & {*STAGES, "stages"}
+        assert not {other.split(".")[0] for other in imports_of(ROOT / f"stages/{name}.py")} & {*STAGES, "stages"}
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dvc_lists_the_code_that_a_stage_runs(name: str) -> None:
-    script = ROOT / f"stages/{name}.py"
-    code = {dep for dep in names(PIPELINE[name]["deps"]) if dep.endswith(".py")}
-    wanted = {f"src/cifar_resnet/{module}.py" for module in reached(script) - WITHOUT_EFFECT}
-    assert code == wanted | {f"stages/{name}.py"}
+def test_dvc_lists_the_code_that_decides_a_result(name: str) -> None:
+    script = f"stages/{name}.py"
+    listed = {dep for dep in names(PIPELINE[name]["deps"]) if dep.startswith(("src/", "stages/"))}
+    assert script in listed
+    owners = {dep.removeprefix("src/cifar_resnet/").removesuffix(".py").replace("/", ".") for dep in listed - {script}}
+    modules = {module for module in reached(ROOT / script) if module in MODULES}
+    assert {module for module in modules if not belongs_to(module, owners)} == set()
+    assert {owner for owner in owners if not any(belongs_to(module, {owner}) for module in modules)} == set()
+    assert not {owner.split(".")[0] for owner in owners} & (NO_EFFECT | {"cli", "search", "pretrained"})
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_dvc_lists_the_sections_that_a_stage_reads(name: str) -> None:
     text = (ROOT / f"stages/{name}.py").read_text(encoding="utf-8")
-    read = {section.rstrip("_") for section in re.findall(r'params\.load\(root / "params\.yaml"\)\.(\w+)', text)}
-    read |= {section.rstrip("_") for section in re.findall(r"\bvalues\.(\w+)", text)} & set(PARAMS)
+    read = {section.rstrip("_") for section in re.findall(r'load_params\(root / "params\.yaml"\)\.(\w+)', text)}
+    read |= {section.rstrip("_") for section in re.findall(r"\bparams\.(\w+)", text)} & set(PARAMS)
     assert set(PIPELINE[name]["params"]) == read - SECTIONS_WITHOUT_EFFECT.get(name, set())
 
 
@@ -151,6 +196,15 @@ def test_only_evaluate_reads_test_labels_and_training_sees_no_test_image() -> No
         assert not (name == "train" and any("test" in dep or "raw" in dep for dep in deps))
 
 
+def dvc_hash(path: Path) -> str:
+    """The hash that DVC has in dvc.lock for a file or, without __pycache__, a folder."""
+    if path.is_file():
+        return hashlib.md5(path.read_bytes()).hexdigest()
+    files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    entries = [{"md5": dvc_hash(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+    return hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
+
+
 def test_dvc_lock_is_that_of_the_committed_code_and_params() -> None:
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     assert set(lock) == set(STAGES)
@@ -158,9 +212,8 @@ def test_dvc_lock_is_that_of_the_committed_code_and_params() -> None:
         assert stage["cmd"] == PIPELINE[name]["cmd"]
         assert stage["params"]["params.yaml"] == {section: PARAMS[section] for section in PIPELINE[name]["params"]}
         for entry in stage["deps"] + stage["outs"]:
-            path = ROOT / entry["path"]
-            if path.suffix == ".py" or entry["path"] in UNCACHED:
-                assert entry["md5"] == hashlib.md5(path.read_bytes()).hexdigest(), f"{name}: {entry['path']}"
+            if entry["path"].startswith(("src/", "stages/")) or entry["path"] in UNCACHED:
+                assert entry["md5"] == dvc_hash(ROOT / entry["path"]), f"{name}: {entry['path']}"
         listed = {entry["path"] for entry in stage["deps"]}
         assert listed == {
             dep.replace("${predict.input}", PARAMS["predict"]["input"]) for dep in names(PIPELINE[name]["deps"])

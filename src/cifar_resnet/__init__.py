@@ -1,11 +1,47 @@
-"""CIFAR-10 with a residual network under five million parameters."""
+"""CIFAR-10 with a residual network under five million parameters.
 
-import os
+    import cifar_resnet
+    model = cifar_resnet.load()            # what `cifar-resnet predict` uses
+    model.predict(images).class_names      # images: uint8 (N, 32, 32, 3)
 
-# MLflow reads these when it is first imported, by whichever module that is.
-for name, value in (
-    ("MLFLOW_DISABLE_TELEMETRY", "true"),
-    ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
-    ("MLFLOW_LOGGING_LEVEL", "WARNING"),
-):
-    os.environ.setdefault(name, value)
+Torch and MLflow are imported when they are needed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cifar_resnet.device import Device
+    from cifar_resnet.inference.model import Model
+
+__all__ = ["Model", "__version__", "load"]
+__version__: str
+
+
+def load(source: str | None = None, *, device: Device = "auto") -> Model:
+    """Load a trained model.
+
+    Args:
+        source: folder or file of a saved model; "champion", a version number or a run id in MLflow; or an MLflow URI
+            such as "models:/cifar10-resnet@champion". By default the model that `cifar-resnet predict` uses.
+        device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
+
+    Raises:
+        cifar_resnet.errors.UserError: if there is no such model or device.
+    """
+    from cifar_resnet.registry.load import load_named_model
+
+    return load_named_model(source, device=device)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Model":
+        from cifar_resnet.inference.model import Model
+
+        return Model
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cifar-resnet")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

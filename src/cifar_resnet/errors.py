@@ -1,4 +1,4 @@
-"""Mistakes a user can mend: one line on the terminal, exit code 1, no traceback."""
+"""Errors that a user can fix: one line on the terminal, exit code 1, no traceback."""
 
 import signal
 import sys
@@ -12,14 +12,16 @@ class UserError(Exception):
     """Names the key or file, what was found, what is allowed and what to do."""
 
 
-def run(stage: Callable[[Path], int | None]) -> None:
-    """Run a stage or command in the current folder and exit with the code that it returns; a UserError becomes its
-    message and exit code 1, SIGTERM an interrupt."""
+def run(main: Callable[[Path], int | None], name: str = "") -> None:
+    """Run a stage or command in the current folder and exit with the code that it returns.
+
+    A UserError becomes its message and exit code 1, SIGTERM an interrupt. Messages start with `name`, by default that
+    of the script.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    script = Path(sys.argv[0])
-    name = script.parent.name if script.stem == "__main__" else script.stem
+    name = name or Path(sys.argv[0]).stem
     try:
-        sys.exit(stage(Path.cwd()))
+        sys.exit(main(Path.cwd()))
     except UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt as interrupt:
@@ -27,12 +29,12 @@ def run(stage: Callable[[Path], int | None]) -> None:
 
 
 @contextmanager
-def wish_to_stop() -> Iterator[Event]:
-    """An event that SIGINT or SIGTERM sets while the block runs, so that it can end where its work is whole."""
-    wish = Event()
-    before = {number: signal.signal(number, lambda *_: wish.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+def stop_on_signal() -> Iterator[Event]:
+    """Yield an event that SIGINT or SIGTERM sets while the block runs, so that the work can stop between two steps."""
+    stop_event = Event()
+    before = {number: signal.signal(number, lambda *_: stop_event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield wish
+        yield stop_event
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
@@ -22,7 +22,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def digest(path: Path, algorithm: str = "md5") -> str:
+def file_hash(path: Path, algorithm: str = "md5") -> str:
     """The file's hash in hexadecimal; MD5 by default because DVC and CIFAR-10's publisher name files by it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()

@@ -1,4 +1,4 @@
-"""How far a stage is: a live bar on a terminal, plain lines in a log."""
+"""Progress of a stage: a live bar on a terminal, plain lines in a log."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,28 +8,28 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column
 
 
-class Bar:
-    """One bar; without a terminal it stays silent and `say` prints plain lines."""
+class ProgressBar:
+    """One bar. Without a terminal it stays silent and `print` writes plain lines."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
-    def at(self, completed: float, note: str = "") -> None:
-        """Move to `completed` units; a `note` replaces the one at the right."""
+    def update(self, completed: float, note: str = "") -> None:
+        """Move to `completed` units; `note` replaces the text at the right."""
         self._progress.update(self._task, completed=completed)
         if note:
             self._progress.update(self._task, note=note)
 
-    def say(self, line: str) -> None:
-        """Print a line that stays, above the bar, and keep it beside the bar while it is the latest."""
+    def print(self, line: str) -> None:
+        """Print a line above the bar, where it stays, and show it beside the bar until the next note."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
         self._progress.update(self._task, note=line)
 
 
 @contextmanager
-def bar(title: str, total: float) -> Iterator[Bar]:
-    """Show a bar of `total` units while the block runs; it vanishes afterwards."""
+def progress_bar(title: str, total: float) -> Iterator[ProgressBar]:
+    """Show a bar of `total` units while the block runs; it disappears afterwards."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),
@@ -43,4 +43,4 @@ def bar(title: str, total: float) -> Iterator[Bar]:
     )
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, console=console, transient=True, expand=True, disable=not console.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, note=""))
+        yield ProgressBar(progress, progress.add_task(title, total=total, note=""))

@@ -1,0 +1,20 @@
+"""Types of command-line arguments."""
+
+import math
+from argparse import ArgumentTypeError
+
+
+def count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 50_000:
+        raise ArgumentTypeError(f"{text!r} is not a number from 1 to 50,000")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value

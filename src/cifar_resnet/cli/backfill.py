@@ -1,0 +1,15 @@
+"""`cifar-resnet backfill`: add the runs that MLflow is missing."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+
+def add_backfill_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = "Reads DVC's files: the workspace, HEAD and every experiment. What MLflow has already stays."
+
+
+def backfill_command(root: Path, arguments: Namespace) -> int:  # noqa: ARG001
+    from cifar_resnet.tracking.backfill import backfill_runs
+
+    backfill_runs(root)
+    return 0

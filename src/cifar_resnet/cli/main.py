@@ -1,0 +1,54 @@
+"""The console command `cifar-resnet`: one module per subcommand, imported when it runs, so that help is quick."""
+
+import os
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+import shtab
+
+import cifar_resnet.environment  # noqa: F401, before torch and MLflow
+from cifar_resnet import __version__
+from cifar_resnet.cli import backfill, compare, predict, registry, search
+from cifar_resnet.errors import UserError, run
+
+COMMANDS = (
+    ("predict", "classify your images", predict.add_predict_arguments, predict.predict_command),
+    ("compare", "compare two networks on the same test images", compare.add_compare_arguments, compare.compare_command),
+    ("search", "search for a better network", search.add_search_arguments, search.search_command),
+    ("registry", "list, promote, roll back models", registry.add_registry_arguments, registry.registry_command),
+    ("backfill", "add missing runs to MLflow", backfill.add_backfill_arguments, backfill.backfill_command),
+)
+
+
+def run_cli() -> None:
+    """Entry point of `cifar-resnet`; exits with the command's code."""
+    run(main, name="cifar-resnet")
+
+
+def main(root: Path) -> int:
+    arguments = make_parser().parse_args()
+    try:
+        code: int = arguments.command(root, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        raise UserError(f"{error.filename2 or error.filename}: cannot be used ({error.strerror})") from None
+    return code
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="cifar-resnet", description="CIFAR-10 with a residual network: commands for people.")
+    parser.add_argument("--version", action="version", version=__version__)
+    shtab.add_argument_to(parser, "--print-completion", help="print a completion script for your shell and exit")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, summary, add_arguments, command in COMMANDS:
+        subparser = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        add_arguments(subparser)
+        subparser.set_defaults(command=command)
+    return parser

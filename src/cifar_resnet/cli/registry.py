@@ -1,0 +1,30 @@
+"""`cifar-resnet registry`: list the registered models, promote a version, roll back."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+
+def add_registry_arguments(parser: ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="action")
+    actions.add_parser("list", help="all versions with their evidence, and every change of the champion")
+    promote = actions.add_parser("promote", help="make a version the champion, whatever the policy says")
+    promote.add_argument("version", type=int)
+    rollback = actions.add_parser("rollback", help="make the previous champion the champion again")
+    for action in (promote, rollback):
+        action.add_argument("--why", default="by hand", help="reason that the history keeps")
+        action.add_argument("--dry-run", action="store_true", help="say what would be done and do nothing")
+
+
+def registry_command(root: Path, arguments: Namespace) -> int:
+    from cifar_resnet.params.file import load_params
+    from cifar_resnet.registry.listing import change_champion, list_models
+    from cifar_resnet.tracking.client import connect, registry_lock
+
+    name = load_params(root / "params.yaml").register_.model_name
+    client = connect(root)
+    if arguments.action == "list":
+        print(list_models(client, name))
+        return 0
+    with registry_lock(client, root):
+        print(change_champion(client, name, arguments))
+    return 0

@@ -1,0 +1,62 @@
+"""Images and labels in memory and on disk, without pickle."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import atomic_write
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Images:
+    """pixels: uint8 (N, 3, 32, 32), channels R, G, B; labels: int64 (N,) in 0..9."""
+
+    pixels: Pixels
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        assert self.pixels.dtype == np.uint8, self.pixels.dtype
+        assert self.pixels.shape[1:] == (3, 32, 32), self.pixels.shape
+        assert self.labels.shape == (len(self.pixels),), self.labels.shape
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, rows: NDArray[np.intp]) -> "Images":
+        return Images(self.pixels[rows], self.labels[rows])
+
+
+def write_array(path: Path, array: NDArray[np.generic]) -> None:
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+
+
+def read_array(path: Path) -> NDArray[np.generic]:
+    """
+    Raises:
+        UserError: if the file is missing or is no plain array.
+    """
+    try:
+        array: NDArray[np.generic] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: not a readable .npy array ({error}); run `dvc repro` to make it again") from None
+    return array
+
+
+def write_split(folder: Path, split: str, images: Images) -> None:
+    """Write `<split>_images.npy` and `<split>_labels.npy`."""
+    write_array(folder / f"{split}_images.npy", images.pixels)
+    write_array(folder / f"{split}_labels.npy", images.labels)
+
+
+def read_split(folder: Path, split: str) -> Images:
+    """The inverse of `write`."""
+    pixels = read_array(folder / f"{split}_images.npy").astype(np.uint8, copy=False)
+    labels = read_array(folder / f"{split}_labels.npy").astype(np.int64, copy=False)
+    return Images(pixels, labels)

@@ -1,0 +1,72 @@
+"""The hold-out for validation, the data's promises, and the channel statistics of what is trained on."""
+
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from cifar_resnet.data.dataset import Images, Pixels
+from cifar_resnet.errors import UserError
+
+
+def train_validation_split(images: Images, *, per_class: int, num_classes: int, seed: int) -> tuple[Images, Images]:
+    """Split into (train, validation) with `per_class` random images of every class held out; 0 holds out none.
+
+    Raises:
+        UserError: if a class has too few images to leave any for training.
+    """
+    rows = np.arange(len(images))
+    if per_class == 0:
+        return images, images.take(rows[:0])
+    fewest = int(np.bincount(images.labels, minlength=num_classes).min())
+    if per_class >= fewest:
+        raise UserError(f"preprocess.validation_per_class is {per_class}: must be below {fewest}, a class's images")
+    train, validation = train_test_split(
+        rows, test_size=per_class * num_classes, stratify=images.labels, random_state=seed, shuffle=True
+    )
+    return images.take(np.sort(train)), images.take(np.sort(validation))
+
+
+def validate_dataset(splits: dict[str, Images], *, num_classes: int) -> None:
+    """Hold the data to its promises.
+
+    Raises:
+        UserError: if a label is out of range, a split's classes are unequal in number, or two images are equal.
+    """
+    for name, images in splits.items():
+        if len(images) and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
+            found = f"{images.labels.min()}..{images.labels.max()}"
+            raise UserError(f"{name}: labels {found} found, 0..{num_classes - 1} allowed; run `dvc repro -f download`")
+        counts = np.bincount(images.labels, minlength=num_classes)
+        if counts.min() != counts.max():
+            raise UserError(f"{name}: classes must be equal in number, {counts.tolist()} found")
+    pixels = np.concatenate([images.pixels for images in splits.values()])
+    _, counts = np.unique(pixels.reshape(len(pixels), -1).view("V3072"), return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"{int((counts - 1).sum())} images are exact duplicates within or across the splits")
+
+
+def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in units of the full range (0 to 1)."""
+    counts = np.stack([np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(3)])
+    values = np.arange(256) / 255
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(share @ values**2 - mean**2)
+    return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+
+
+def dataset_statistics(splits: dict[str, Images], *, classes: tuple[str, ...], source: str) -> dict[str, Any]:
+    """Where the data is from, its classes, counts per split and class, channel statistics of the train part only."""
+    mean, std = channel_statistics(splits["train"].pixels)
+    return {
+        "source": source,
+        "classes": classes,
+        "images": {name: len(images) for name, images in splits.items()},
+        "images_per_class": {
+            name: dict(zip(classes, np.bincount(images.labels, minlength=len(classes)).tolist(), strict=True))
+            for name, images in splits.items()
+        },
+        "channel_mean": mean,
+        "channel_std": std,
+    }

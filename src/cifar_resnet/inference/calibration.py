@@ -1,0 +1,40 @@
+"""Temperature scaling: how much to soften the logits so that confidences mean what they say."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+from cifar_resnet.data.dataset import Images
+from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.models.resnet import ResNet
+
+RANGE = (0.1, 10.0)
+
+
+def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The divisor of the logits that gives the least log-loss; 1 without images.
+
+    Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+
+    Args:
+        logits: (N, 10), of images that the network has not learned from.
+        labels: (N,).
+    """
+    if not len(labels):
+        return 1.0
+
+    def log_loss(divisor: float) -> float:
+        return float(-log_softmax(logits / divisor, axis=1)[np.arange(len(labels)), labels].mean())
+
+    return round(float(minimize_scalar(log_loss, bounds=RANGE, method="bounded").x), 4)
+
+
+def fit_temperatures(model: ResNet, images: Images, *, batch_size: int, precision: torch.dtype) -> dict[str, float]:
+    """The temperatures of the logits without and with test-time augmentation, fitted on held-out images."""
+    temperatures = {}
+    for name, augmented in (("temperature", False), ("temperature_tta", True)):
+        logits = predict_logits(model, images.pixels, batch_size=batch_size, precision=precision, augmented=augmented)
+        temperatures[name] = fit_temperature(logits.numpy(), images.labels)
+    return temperatures

@@ -1,0 +1,61 @@
+"""A trained model for use in Python: raw images in, classes and probabilities out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cifar_resnet.device import select_dtype
+from cifar_resnet.inference.predictor import predict_logits, softmax
+from cifar_resnet.models.saved_model import fitted_temperature, load_model
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """labels: int64 (N,); class_names: N names; probabilities: float64 (N, C), calibrated."""
+
+    labels: NDArray[np.int64]
+    class_names: list[str]
+    probabilities: NDArray[np.float64]
+
+
+class Model:
+    """A saved network with its classes and temperature.
+
+    Args:
+        folder: holds model.safetensors and model.json.
+        target: the device to compute on.
+    """
+
+    def __init__(self, folder: Path, target: torch.device) -> None:
+        self.network, self.config = load_model(folder, target)
+        self.precision, _ = select_dtype("auto", target)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, by label."""
+        return list(self.config["classes"])
+
+    def predict(self, images: NDArray[Any], *, batch_size: int = 256) -> Predictions:
+        """Classify images with test-time augmentation.
+
+        Args:
+            images: uint8 (N, 32, 32, 3) or (N, 3, 32, 32), channels R, G, B.
+
+        Raises:
+            ValueError: if the images have another type or shape.
+        """
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in ((32, 32, 3), (3, 32, 32)):
+            raise ValueError(f"images are {images.dtype} {images.shape}: uint8 (N, 32, 32, 3) or (N, 3, 32, 32) needed")
+        if images.shape[1:] == (32, 32, 3):
+            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        temperature = fitted_temperature(self.config, augmented=True)
+        if not len(images):
+            return Predictions(np.empty(0, np.int64), [], np.empty((0, len(self.classes))))
+        logits = predict_logits(self.network, images, batch_size=batch_size, precision=self.precision, augmented=True)
+        probabilities = softmax(logits.numpy(), temperature)
+        labels = probabilities.argmax(axis=1)
+        return Predictions(labels, [self.classes[label] for label in labels], probabilities)

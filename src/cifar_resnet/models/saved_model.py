@@ -1,0 +1,76 @@
+"""A trained model on disk: model.safetensors (weights, without pickle) and model.json (config)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import atomic_write, read_json, write_json
+from cifar_resnet.models import resnet
+from cifar_resnet.models.resnet import ResNet
+from cifar_resnet.params.sections import ModelParams
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "model.json"
+RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # of the architecture, by files before 0.1.0
+
+
+def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float]) -> dict[str, Any]:
+    """The content of model.json, except for its provenance.
+
+    Args:
+        statistics: the content of statistics.json.
+        temperatures: divisors of the logits before the softmax: "temperature", and "temperature_tta" after test-time
+            augmentation.
+    """
+    return {
+        "architecture": params.model_dump(),
+        "normalisation": {"mean": statistics["channel_mean"], "std": statistics["channel_std"]},
+        "classes": statistics["classes"],
+        "input": "uint8 RGB (N, 3, 32, 32)",
+        **temperatures,
+    }
+
+
+def save_model(folder: Path, model: ResNet, config: dict[str, Any]) -> None:
+    """Write both files."""
+    with atomic_write(folder / WEIGHTS_FILE) as temporary:
+        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+    write_json(folder / CONFIG_FILE, config)
+
+
+def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, Any]]:
+    """The network, in evaluation mode on the device `target`, and its config.
+
+    Raises:
+        UserError: if a file is missing or the two do not belong together.
+    """
+    try:
+        config = upgrade_config(read_json(folder / CONFIG_FILE))
+        normalisation = config["normalisation"]
+        model = resnet.build_model(ModelParams(**config["architecture"]), normalisation["mean"], normalisation["std"])
+        weights = load_file(folder / WEIGHTS_FILE)
+        model.load_state_dict({"std" if name == "deviation" else name: value for name, value in weights.items()})
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder}: no usable model ({error}); run `dvc repro train`") from None
+    return model.to(target).eval(), config
+
+
+def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of any model saved so far with today's keys: registered models outlive a change of names."""
+    architecture = {RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()}
+    normalisation = config["normalisation"]
+    std = normalisation.get("std", normalisation.get("deviation"))
+    return config | {
+        "architecture": {"mirrored": False} | architecture,
+        "normalisation": {"mean": normalisation["mean"], "std": std},
+    }
+
+
+def fitted_temperature(config: dict[str, Any], *, augmented: bool) -> float:
+    """The divisor of the logits, without or with test-time augmentation; configs of early models have one or none."""
+    plain = config.get("temperature", 1.0)
+    return float(config.get("temperature_tta", plain) if augmented else plain)

@@ -1,0 +1,154 @@
+"""params.yaml: read, check and change it. YAML 1.2, as DVC reads and writes it."""
+
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import YAMLError
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.params.search_section import SearchParams
+from cifar_resnet.params.sections import (
+    CheckpointParams,
+    DownloadParams,
+    EvaluateParams,
+    ModelParams,
+    PredictParams,
+    PreprocessParams,
+    RegisterParams,
+    Section,
+    TrackingParams,
+    TrainParams,
+)
+
+
+class Params(Section):
+    """All of params.yaml; one section per stage, and those that no stage's result depends on."""
+
+    download: DownloadParams
+    preprocess: PreprocessParams
+    model: ModelParams
+    train: TrainParams
+    checkpoint: CheckpointParams
+    tracking: TrackingParams
+    evaluate: EvaluateParams
+    register_: Annotated[RegisterParams, Field(alias="register")]
+    predict: PredictParams
+    search: SearchParams
+
+    @model_validator(mode="after")
+    def _check_low_resolution(self) -> "Params":
+        if not self.train.low_resolution_epochs:
+            return self
+        kernel, low = self.model.head_pool_kernel, self.model.resolution(self.train.low_resolution)
+        if low < 1:
+            raise ValueError(
+                f"train.low_resolution is {self.train.low_resolution}: the {len(self.model.channels)} layers of the "
+                "model shrink it below 1x1"
+            )
+        if low // min(kernel, low) != self.model.resolution(32) // kernel:
+            raise ValueError(
+                f"model.head_pool_kernel is {kernel}: with train.low_resolution_epochs it must leave as much at "
+                f"{self.train.low_resolution} pixels as at 32; take {self.model.resolution(32)}"
+            )
+        return self
+
+
+def load_params(path: Path) -> Params:
+    """Read and check params.yaml.
+
+    Raises:
+        UserError: one line per mistake with the key, its value and what is allowed.
+    """
+    try:
+        values = parse_yaml(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{path.name}: not found in {path.parent}; run from the project's root") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_error_line(path.name, mistake) for mistake in error.errors())) from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The values in a YAML 1.2 text, with the parser that DVC uses.
+
+    Raises:
+        YAMLError: if it is not valid YAML, or a key stands twice.
+    """
+    return YAML(typ="safe").load(text)
+
+
+def raw_sections(text: str) -> dict[str, dict[str, Any]]:
+    """A params.yaml of any version of this project, unchecked; empty if the text is something else."""
+    try:
+        values = parse_yaml(text)
+    except YAMLError:
+        return {}
+    return {name: keys for name, keys in values.items() if isinstance(keys, dict)} if isinstance(values, dict) else {}
+
+
+def flatten(sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """{"train": {"epochs": 1}} becomes {"train.epochs": 1}."""
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def with_overrides(params: Params, overrides: dict[str, Any]) -> Params:
+    """Params with other values, named as `dvc exp run -S` names them.
+
+    Raises:
+        ValueError: if a value is not allowed.
+    """
+    sections = params.model_dump(by_alias=True)
+    for name, value in overrides.items():
+        section, key = name.split(".")
+        sections[section][key] = value
+    return Params.model_validate(sections)
+
+
+def replace_values(text: str, overrides: dict[str, Any]) -> str:
+    """The text of a params.yaml with other values; comments and layout stay."""
+    yaml = YAML()
+    yaml.preserve_quotes = True
+    yaml.width = 1_000_000
+    document = yaml.load(text)
+    for name, value in overrides.items():
+        section, key = name.split(".")
+        _assign(document[section], key, value)
+    stream = io.StringIO()
+    yaml.dump(document, stream)
+    return stream.getvalue()
+
+
+def _assign(section: CommentedMap, key: str, value: Any) -> None:
+    """Set a value; a list keeps the style (one line or one line per value) of the list it replaces."""
+    previous = section.get(key)
+    if isinstance(value, list):
+        value = CommentedSeq(value)
+        if not isinstance(previous, CommentedSeq) or previous.fa.flow_style() is not False:
+            value.fa.set_flow_style()
+    section[key] = value
+
+
+def params_summary(params: Params) -> str:
+    """A few words that distinguish one training from another."""
+    model, train = params.model, params.train
+    layers = "+".join(f"{blocks}x{channels}" for blocks, channels in zip(model.blocks, model.channels, strict=True))
+    return f"seed {train.seed}, {train.epochs} epochs, {layers}"
+
+
+def _error_line(file: str, mistake: Any) -> str:
+    key = ".".join(str(part) for part in mistake["loc"])
+    problem = mistake["msg"].removeprefix("Value error, ")
+    if mistake["type"] == "missing":
+        return f"{file}: {key} is missing"
+    if mistake["type"] == "extra_forbidden":
+        return f"{file}: {key} is unknown; remove it or correct the spelling"
+    if mistake["type"] == "value_error":
+        return f"{file}: {key + '.' if key else ''}{problem}"
+    return f"{file}: {key} is {mistake['input']!r}: {problem[0].lower()}{problem[1:]}"

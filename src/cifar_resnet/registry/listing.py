@@ -1,0 +1,80 @@
+"""What the registry command shows and changes: versions with their evidence, history, promotion and rollback."""
+
+from argparse import Namespace
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.registry.promotion import (
+    get_champion,
+    get_version,
+    previous_champion,
+    promotion_history,
+    set_champion,
+)
+
+
+def list_models(client: MlflowClient, name: str) -> str:
+    """A table of all versions, then every change of the champion.
+
+    Raises:
+        UserError: if no model of that name is registered.
+    """
+    require_model(client, name)
+    return "\n".join([*version_lines(client, name), "", *history_lines(client, name)])
+
+
+def change_champion(client: MlflowClient, name: str, arguments: Namespace) -> str:
+    """Promote a version or roll back, or with --dry-run only describe it, in one line.
+
+    Raises:
+        UserError: if there is no such model or version, or no earlier champion.
+    """
+    require_model(client, name)
+    version = arguments.version if arguments.action == "promote" else previous_champion(client, name)
+    champion, candidate = get_champion(client, name), get_version(client, name, version)
+    if champion is not None and int(champion.version) == version:
+        return f"{name} version {version} is already the champion; nothing to do"
+    replaced = f"version {champion.version} ({format_accuracy(champion)})" if champion else "no champion"
+    change = f"{name} version {version} ({format_accuracy(candidate)}) replaces {replaced}"
+    if arguments.dry_run:
+        return f"would {arguments.action}: {change}; nothing was changed"
+    set_champion(client, name, version, action=arguments.action, why=arguments.why)
+    return f"{arguments.action}: {change}: {arguments.why}"
+
+
+def require_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        raise UserError(f"no model {name} is registered in {client.tracking_uri}; run `dvc repro register`") from None
+
+
+def version_lines(client: MlflowClient, name: str) -> list[str]:
+    """A table of all versions, the newest first, each with its evidence."""
+    aliases = client.get_registered_model(name).aliases
+    alias_of = {int(version): alias for alias, version in sorted(aliases.items(), reverse=True)}  # champion wins
+    versions = sorted(client.search_model_versions(f"name = '{name}'"), key=lambda version: -int(version.version))
+    lines = [f"{'version':>7}  {'alias':10}  {'accuracy':>8}  {'with tta':>8}  {'parameters':>10}  decision"]
+    for version in versions:
+        tags, alias = version.tags, alias_of.get(int(version.version), "")
+        tta, parameters = float(tags.get("accuracy_tta", "nan")), int(tags.get("parameters", 0))
+        reason = tags.get("decision_reason", "")
+        lines.append(
+            f"{version.version:>7}  {alias:10}  {format_accuracy(version):>8}  {tta:8.2%}  {parameters:>10,}  {reason}"
+        )
+    return lines
+
+
+def history_lines(client: MlflowClient, name: str) -> list[str]:
+    """The history of the champion, one line per change."""
+    return [
+        f"{change.when}  {change.action:8}  {change.before or 'none'} -> {change.after}  {change.who}: {change.why}"
+        for change in promotion_history(client, name)
+    ]
+
+
+def format_accuracy(version: ModelVersion) -> str:
+    return f"{float(version.tags.get('accuracy', 'nan')):.2%}"

@@ -1,0 +1,129 @@
+"""The model that MLflow serves, as code over a safetensors file: raw images or photographs in, probabilities out.
+
+MLflow hands over a request once it has read all of it, so MAX_IMAGES and MAX_CHARACTERS bound the work, not what is
+received: a server open to strangers needs a proxy that limits the body.
+"""
+
+import base64
+import binascii
+import json
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import mlflow.models
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
+
+from cifar_resnet import device
+from cifar_resnet.data.dataset import Pixels
+from cifar_resnet.errors import UserError
+from cifar_resnet.inference import image_reader, predictor
+from cifar_resnet.inference.predictor import softmax
+from cifar_resnet.models import saved_model
+
+BATCH_SIZE = 256
+MAX_IMAGES = 2_000
+MAX_CHARACTERS = 20_000_000  # of one photograph in base64: 15 MB
+IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
+ACCEPTED = "integers 0 to 255 of shape (N, 32, 32, 3), or N texts, each a PNG or JPEG in base64"
+# MLflow would cut 0.5 to 0 and refuse text for a tensor of uint8; of objects it lets everything through to `predict`.
+SIGNATURE = ModelSignature(
+    inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.long, "label"),
+            ColSpec(DataType.string, "class_name"),
+            ColSpec(Array(DataType.double), "probabilities"),
+        ]
+    ),
+)
+
+
+class InvalidInput(MlflowException):  # type: ignore[misc]
+    """Input that cannot be used; over HTTP status 400 and the reason alone, where MLflow would send all input back."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
+        self.reason = reason
+
+    def serialize_as_json(self) -> str:
+        return json.dumps({"error_code": self.error_code, "message": self.reason})
+
+
+class ServedModel(PythonModel):  # type: ignore[misc]
+    """Input: uint8 (N, 32, 32, 3), channels R, G, B; or N base64 texts of PNG or JPEG files of any size."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        folder = Path(context.artifacts["weights"]).parent
+        self.device = device.select_device()
+        self.model, self.config = saved_model.load_model(folder, self.device)
+        self.precision, _ = device.select_dtype("auto", self.device)
+
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: np.ndarray,  # MLflow knows the bare name only
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> list[dict[str, int | str | list[float]]]:
+        """Records of label, class_name and probabilities in the order of the classes, one for each image.
+
+        Raises:
+            Refused: if the input is neither of the two forms.
+        """
+        pixels = parse_input(np.asarray(model_input))
+        logits = predictor.predict_logits(
+            self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True
+        )
+        classes = self.config["classes"]
+        probabilities = softmax(logits.numpy(), saved_model.fitted_temperature(self.config, augmented=True))
+        return [
+            {"label": int(label), "class_name": classes[label], "probabilities": row.tolist()}
+            for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
+        ]
+
+
+def parse_input(images: np.ndarray[Any, Any]) -> Pixels:
+    """Either form of input as uint8 (N, 3, 32, 32).
+
+    Raises:
+        Refused: for all else, more than MAX_IMAGES, or none.
+    """
+    if images.ndim and len(images) > MAX_IMAGES:
+        raise InvalidInput(f"{len(images):,} images found, {MAX_IMAGES:,} in a request allowed")
+    if images.ndim == 1 and len(images) and all(isinstance(image, str) for image in images):
+        return np.stack([decode_base64_image(text, f"image {place}") for place, text in enumerate(images)])
+    if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
+        raise InvalidInput(f"shape {images.shape} found; {ACCEPTED} needed")
+    numbers = np.array(images.tolist()) if images.dtype == object else images
+    if numbers.dtype.kind not in "iu":
+        raise InvalidInput(f"{numbers.dtype} found; {ACCEPTED} needed")
+    if numbers.min() < 0 or numbers.max() > 255:
+        raise InvalidInput(f"numbers from {numbers.min()} to {numbers.max()} found; {ACCEPTED} needed")
+    return np.ascontiguousarray(numbers.astype(np.uint8).transpose(0, 3, 1, 2))
+
+
+def decode_base64_image(text: str, name: str) -> Pixels:
+    """A base64 PNG or JPEG as uint8 (3, 32, 32), made small as `inputs` does with a file."""
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidInput(f"{name}: {len(text):,} characters found, {MAX_CHARACTERS:,} allowed")
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"{name}: not base64 ({error})") from None
+    if not content.startswith(IMAGE_SIGNATURES):
+        raise InvalidInput(f"{name}: neither PNG nor JPEG")
+    [found] = image_reader.catch_read_errors(name, partial(image_reader.single_image, name, partial(BytesIO, content)))
+    if isinstance(found, UserError):
+        raise InvalidInput(str(found))
+    (pixels,) = found[1]
+    return np.asarray(pixels)
+
+
+mlflow.models.set_model(ServedModel())

@@ -1,0 +1,119 @@
+"""Versions of the model in MLflow's registry: each with the code, weights and packages that it needs to answer."""
+
+from contextlib import suppress
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import mlflow.artifacts
+import numpy as np
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from cifar_resnet.data.dataset import Pixels
+from cifar_resnet.errors import UserError
+from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
+from cifar_resnet.registry import served_model
+from cifar_resnet.registry.promotion import CHAMPION, get_champion
+from cifar_resnet.tracking.run import Run
+
+PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow")
+IDENTITY_TAGS = ("model", "test_data")
+
+
+def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
+    """Log the model to its run and register it; returns the version. A model that is registered already keeps its own,
+    and gets the tags that it lacks.
+
+    Args:
+        run: the run that trained the model.
+        folder: holds model.safetensors and model.json.
+        tags: put on the version; "model" is the hash of the weights, "test_data" of what they were measured on.
+        example: uint8 (N, 32, 32, 3), stored as the input example.
+    """
+    values = {key: str(value) for key, value in tags.items()}
+    present = versions_of_model(run.client, name, values)
+    if present:
+        for key in values.keys() - present[0].tags.keys():
+            run.client.set_model_version_tag(name, present[0].version, key, values[key])
+        return int(present[0].version)
+    info = log_model(run, folder, example)
+    with suppress(MlflowException):  # it is there, or what follows says why it cannot be
+        run.client.create_registered_model(name)
+    created = run.client.create_model_version(
+        name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
+    )
+    return delete_duplicates(run.client, name, values, created)
+
+
+def log_model(run: Run, folder: Path, example: Pixels) -> Any:
+    """Store the model with its run, as code over a safetensors file."""
+    source, before = Path(served_model.__file__), run.client.get_run(run.id).info
+    try:
+        with mlflow.start_run(run_id=run.id):
+            return mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(source),
+                artifacts={"weights": str(folder / WEIGHTS_FILE), "card": str(folder / CONFIG_FILE)},
+                code_paths=[str(source.parents[1])],
+                signature=served_model.SIGNATURE,
+                input_example=example,
+                pip_requirements=[f"{package}=={installed(package)}" for package in PIP_REQUIREMENTS],
+            )
+    finally:  # the training ended well, and then, not now; whether this breaks off or not
+        run.client.set_terminated(run.id, "FINISHED", before.end_time)
+
+
+def versions_of_model(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
+    """The versions of the same weights and test data, the oldest first."""
+    found = client.search_model_versions(f"name = '{name}'")
+    same = [each for each in found if all(each.tags.get(key) == tags[key] for key in IDENTITY_TAGS)]
+    return sorted(same, key=lambda each: int(each.version))
+
+
+def delete_duplicates(client: MlflowClient, name: str, tags: dict[str, str], created: ModelVersion) -> int:
+    """The oldest version of this model: on a server, another machine may have registered it at the same time."""
+    oldest = int(versions_of_model(client, name, tags)[0].version)
+    if oldest != int(created.version):
+        client.delete_model_version(name, created.version)
+    return oldest
+
+
+def find_version(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
+    """The version that `wanted` names: "champion", a version's number, or the id of the run that trained it."""
+    try:
+        if wanted == CHAMPION:
+            return get_champion(client, name)
+        if wanted.isdecimal():
+            return client.get_model_version(name, wanted)
+    except MlflowException:  # no such model or version
+        return None
+    found = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in found if version.run_id == wanted), None)
+
+
+def download_version(version: ModelVersion, folder: Path) -> None:
+    """Download the version's model.safetensors and model.json to `folder`.
+
+    Raises:
+        UserError: if MLflow cannot provide them.
+    """
+    download_uri(f"models:/{version.name}/{version.version}", folder)
+
+
+def download_uri(uri: str, folder: Path) -> None:
+    """Like `download_version`, for a model's MLflow URI."""
+    try:
+        for file in (WEIGHTS_FILE, CONFIG_FILE):
+            mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts/{file}", dst_path=str(folder))
+        for file in (WEIGHTS_FILE, CONFIG_FILE):
+            (folder / "artifacts" / file).replace(folder / file)
+    except (OSError, MlflowException) as error:
+        raise UserError(f"{uri}: MLflow cannot provide the model ({error})") from None
+
+
+def to_input_example(pixels: Pixels) -> Pixels:
+    """(N, 3, 32, 32) as the served model takes it: (N, 32, 32, 3)."""
+    return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

@@ -1,0 +1,68 @@
+"""What one step and one epoch measured, and the table of all epochs."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from cifar_resnet.files import atomic_write
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """A step that is done; `epoch` and `step` count from 1, `loss` is that of its batch."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+
+    def line(self, epochs: int) -> str:
+        """For a person who watches."""
+        return f"epoch {self.epoch}/{epochs}  loss {self.loss:.3f}"
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One row of history.csv.
+
+    Losses are mean cross-entropies (nats): of training on augmented batches with label smoothing, of validation
+    without. Accuracies are shares. Without a hold-out the validation columns are empty.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float | None
+    validation_accuracy: float | None
+    learning_rate: float
+    seconds: float
+    images_per_second: float
+
+    def line(self, epochs: int) -> str:
+        """For a person who watches."""
+        held_out = "none" if self.validation_accuracy is None else f"{self.validation_accuracy:.2%}"
+        return (
+            f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}  train loss {self.train_loss:.3f}  "
+            f"accuracy {self.train_accuracy:.2%}  validation {held_out}  {self.seconds:.0f} s"
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """The columns that hold a number, but for the epoch."""
+        return {name: value for name, value in asdict(self).items() if name != "epoch" and value is not None}
+
+
+def write_history(path: Path, records: Iterable[EpochRecord]) -> None:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [field.name for field in fields(EpochRecord)], lineterminator="\n")
+        table.writeheader()
+        for record in records:
+            table.writerow({k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(record).items()})
+
+
+def read_history(path: Path) -> list[EpochRecord]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [
+            EpochRecord(epoch=int(row.pop("epoch")), **{k: float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
+            for row in csv.DictReader(stream)
+        ]

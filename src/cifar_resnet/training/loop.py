@@ -1,0 +1,185 @@
+"""The training loop: a generator of one record per step and per epoch. The caller decides what to do with them."""
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifar_resnet.data.dataset import Images
+from cifar_resnet.errors import UserError
+from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.models import resnet
+from cifar_resnet.models.resnet import ResNet
+from cifar_resnet.params.sections import ModelParams, TrainParams
+from cifar_resnet.training import optimizer
+from cifar_resnet.training.distributed import World, convert_sync_batch_norm
+from cifar_resnet.training.history import EpochRecord, StepRecord
+from cifar_resnet.training.loader import BatchLoader
+
+WHITENING_IMAGES = 5_000
+
+
+class TrainState:
+    """Everything that changes during training: the model, its moving average, the optimizers, and the progress.
+
+    `step_metrics` holds (loss, accuracy) of each step of the current epoch, `seconds` the time they took.
+    """
+
+    def __init__(self, model: ResNet, params: TrainParams) -> None:
+        self.model = model
+        self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay), use_buffers=True)
+        self.optimizers = optimizer.build_optimizers(model, params)
+        self.epochs_done = 0
+        self.step_metrics: list[tuple[float, float]] = []
+        self.seconds = 0.0
+
+    @property
+    def ema_model(self) -> ResNet:
+        """The averaged network: the one that is validated and saved."""
+        model = self.ema.module
+        assert isinstance(model, ResNet)
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to continue bit for bit; image order and augmentation follow from the epoch."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "progress": (self.epochs_done, self.step_metrics, self.seconds),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        for optimizer_, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer_.load_state_dict(optimizer_state)
+        self.epochs_done, self.step_metrics, self.seconds = state["progress"]
+
+
+def init_train_state(
+    model_params: ModelParams,
+    params: TrainParams,
+    training: Images,
+    statistics: dict[str, Any],
+    *,
+    target: torch.device,
+    world: World,
+) -> TrainState:
+    """An untrained network on the device `target`; only its whitening filters are computed from the images.
+
+    Args:
+        statistics: the content of statistics.json.
+    """
+    torch.manual_seed(params.seed)
+    model = resnet.build_model(model_params, statistics["channel_mean"], statistics["channel_std"])
+    resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    if params.sync_batch_norm:
+        convert_sync_batch_norm(model, world)
+    return TrainState(model.to(target), params)
+
+
+def fit(
+    state: TrainState, loader: BatchLoader, validation: Images, *, params: TrainParams, precision: torch.dtype
+) -> Iterator[StepRecord | EpochRecord]:
+    """Train from where `state` stands to `params.epochs`; at every yield the state can be saved.
+
+    Raises:
+        UserError: if a loss is not finite; names epoch and step.
+    """
+    for epoch in range(state.epochs_done, params.epochs):
+        start = time.perf_counter()
+        for images, labels in islice(loader.epoch(epoch), len(state.step_metrics), None):
+            schedule_learning_rate(state, loader, params)
+            loss, accuracy = train_step(state, images, labels, params, precision, loader.world)
+            state.step_metrics.append((loss, accuracy))
+            state.seconds += time.perf_counter() - start
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"the loss is {loss} in epoch {epoch + 1}, step {len(state.step_metrics)}: lower train.filter_lr, "
+                    "train.bias_lr or train.head_lr, or raise train.warmup_epochs"
+                )
+            yield StepRecord(epoch + 1, len(state.step_metrics), len(loader), loss)
+            start = time.perf_counter()
+        yield end_epoch(state, loader, validation, params, precision)
+
+
+def schedule_learning_rate(state: TrainState, loader: BatchLoader, params: TrainParams) -> None:
+    """Set the learning rates of the next step."""
+    factor = optimizer.learning_rate_factor(
+        state.epochs_done * len(loader) + len(state.step_metrics),
+        steps=params.epochs * len(loader),
+        warmup_steps=round(params.warmup_epochs * len(loader)),
+    )
+    optimizer.set_learning_rate(state.optimizers, factor)
+
+
+def train_step(
+    state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
+) -> tuple[float, float]:
+    """One update; returns (loss, accuracy) of the whole batch, measured at the perturbed weights if `sam_rho` > 0."""
+    target = state.model.mean.device
+    images, labels = images.to(target, non_blocking=True), labels.to(target, non_blocking=True)
+    if params.sam_rho:
+        backward(state, images[::4], labels[::4], params, precision, world)
+        with optimizer.sam_perturbation(state.model, params.sam_rho):
+            metrics = backward(state, images, labels, params, precision, world)
+    else:
+        metrics = backward(state, images, labels, params, precision, world)
+    for optimizer_ in state.optimizers:
+        optimizer_.step()
+    state.ema.update_parameters(state.model)
+    return float(metrics[0]), float(metrics[1])
+
+
+def backward(
+    state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
+) -> Tensor:
+    """Compute the gradients of the whole batch in every process; returns its (loss, accuracy)."""
+    state.model.train()
+    with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
+        logits = state.model(images)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=params.label_smoothing)
+    for optimizer_ in state.optimizers:
+        optimizer_.zero_grad()
+    loss.backward()
+    metrics = torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
+    world.all_reduce_mean([metrics, *(p.grad for p in state.model.parameters() if p.grad is not None)])
+    return metrics
+
+
+def end_epoch(
+    state: TrainState, loader: BatchLoader, validation: Images, params: TrainParams, precision: torch.dtype
+) -> EpochRecord:
+    """Validate, and count the epoch as finished."""
+    losses, accuracies = (torch.tensor(column) for column in zip(*state.step_metrics, strict=True))
+    validation_loss, validation_accuracy = validate(state.ema_model, validation, params.batch_size, precision)
+    record = EpochRecord(
+        epoch=state.epochs_done + 1,
+        train_loss=float(losses.mean()),
+        train_accuracy=float(accuracies.mean()),
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        learning_rate=optimizer.filter_learning_rate(state.optimizers),
+        seconds=state.seconds,
+        images_per_second=len(loader) * loader.batch_size / state.seconds,
+    )
+    state.epochs_done, state.step_metrics, state.seconds = record.epoch, [], 0.0
+    return record
+
+
+def validate(
+    model: ResNet, validation: Images, batch_size: int, precision: torch.dtype
+) -> tuple[float | None, float | None]:
+    """(mean cross-entropy, accuracy) on the hold-out, or (None, None) without one."""
+    if not len(validation):
+        return None, None
+    logits = predict_logits(model, validation.pixels, batch_size=batch_size, precision=precision)
+    labels = torch.from_numpy(validation.labels)
+    return float(F.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())

@@ -1,0 +1,90 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_params
+
+from cifar_resnet.models import resnet
+from cifar_resnet.training import optimizer
+
+PARAMS = tiny_params()
+
+
+@pytest.mark.parametrize(
+    ("step", "factor", "reason"),
+    [
+        (0, 0.25, "the first step of three warm-up steps already learns"),
+        (1, 0.5, "linear rise"),
+        (2, 0.75, "linear rise"),
+        (3, 1.0, "the peak follows the warm-up"),
+        (8, 0.5, "half-way down"),
+        (12, 0.1, "the last step still learns"),
+    ],
+)
+def test_the_learning_rate_follows_the_table(step: int, factor: float, reason: str) -> None:
+    assert optimizer.learning_rate_factor(step, steps=13, warmup_steps=3) == pytest.approx(factor), reason
+
+
+def test_without_warm_up_the_first_step_has_the_peak() -> None:
+    assert optimizer.learning_rate_factor(0, steps=10, warmup_steps=0) == 1
+
+
+@pytest.mark.parametrize("name", ["muon", "sgd"])
+def test_every_trained_parameter_moves_and_no_other(name: str) -> None:
+    torch.manual_seed(0)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizers = optimizer.build_optimizers(model, tiny_params(train={"optimizer": name}).train)
+    model(torch.rand(8, 3, 32, 32) * 255).logsumexp(1).sum().backward()
+    for each in optimizers:
+        each.step()
+        each.zero_grad()
+    for key, value in model.named_parameters():
+        assert torch.equal(value, before[key]) != value.requires_grad, key
+        assert value.grad is None or not value.grad.any(), key
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (2, 32)])  # wide and tall as a matrix
+def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    conv = resnet.make_convolution(inputs, outputs, 3, mirrored=False).to(memory_format=torch.channels_last)
+    muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.bfloat16)
+    matrix = torch.nn.Parameter(optimizer.as_matrix(conv.weight.detach()).clone())
+    reference = torch.optim.Muon([matrix], lr=0.1, momentum=0.6, weight_decay=0.0, ns_steps=3)
+    for _ in range(3):
+        conv.weight.grad = torch.randn_like(conv.weight)
+        matrix.grad = optimizer.as_matrix(conv.weight.grad).clone()
+        muon.step()
+        reference.step()
+        optimizer.normalize(matrix.detach())
+        torch.testing.assert_close(optimizer.as_matrix(conv.weight), matrix, rtol=0, atol=0)
+
+
+def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision() -> None:
+    conv = resnet.make_convolution(8, 16, 3, mirrored=False).to(memory_format=torch.channels_last)
+    place = conv.weight.data_ptr()
+    muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.float32)
+    conv(torch.rand(2, 8, 8, 8)).square().sum().backward()
+    muon.step()
+    assert conv.weight.data_ptr() == place
+    assert conv.weight.norm().item() == pytest.approx(4, rel=1e-5)
+    found = optimizer.orthogonalize(torch.randn(16, 72), torch.float32)
+    assert found.dtype == torch.float32
+    values = torch.linalg.svdvals(found)
+    assert 0.3 < values.min() < values.max() < 1.3  # three steps do not quite reach 1, nor are they meant to
+
+
+def test_perturbed_filters_lie_uphill_by_a_share_of_their_norm_and_come_back() -> None:
+    torch.manual_seed(0)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    images, labels = torch.rand(8, 3, 32, 32) * 255, torch.arange(8)
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with optimizer.sam_perturbation(model, 0.01):
+        assert F.cross_entropy(model(images), labels) > loss
+        for name, value in model.named_parameters():
+            distance = float((value.detach() - before[name]).norm())
+            radius = 0.01 if value.requires_grad and value.ndim == 4 else 0
+            assert distance == pytest.approx(radius * float(before[name].norm()), rel=1e-3), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
