@@ -41,23 +41,23 @@ def main(root: Path) -> None:
     test, classes, provenance = read_split(root / PREPARED, "test"), tuple(config["classes"]), config["provenance"]
     batch_size = params.evaluate.batch_size
     predict_fn = partial(predict_logits, model, precision=precision)
-    plain = predict_fn(test.pixels, batch_size=batch_size).numpy()
-    augmented = predict_fn(test.pixels, batch_size=batch_size, augmented=True).numpy()
+    logits = predict_fn(test.pixels, batch_size=batch_size).numpy()
+    logits_tta = predict_fn(test.pixels, batch_size=batch_size, augmented=True).numpy()
 
     temperature, temperature_tta = (fitted_temperature(config, augmented=augmented) for augmented in (False, True))
-    metrics = compute_metrics(test.labels, plain, augmented, temperature=temperature, temperature_tta=temperature_tta)
-    probabilities = softmax(plain, temperature)
+    metrics = compute_metrics(test.labels, logits, logits_tta, temperature=temperature, temperature_tta=temperature_tta)
+    probabilities = softmax(logits, temperature)
     tables = compute_tables(test.labels, probabilities, classes) | {"corruptions": []}
     if params.evaluate.corruptions:
-        robustness, tables["corruptions"] = corruption_metrics(predict_fn, test, plain, batch_size=batch_size)
+        robustness, tables["corruptions"] = corruption_metrics(predict_fn, test, logits, batch_size=batch_size)
         metrics |= robustness
     metrics |= {"parameters": num_parameters(model), "multiply_adds": multiply_adds(model)}
     metrics |= {"model_bytes": (root / MODEL / WEIGHTS_FILE).stat().st_size}
     metrics |= measure_latency(predict_fn, test.pixels) | {"training_seconds": provenance["seconds"]}
-    metrics |= {"mlflow_run": provenance["mlflow_run"]}  # `dvc exp show` shows metrics
+    metrics |= {"mlflow_run": provenance["mlflow_run"]}  # so that `dvc exp show` shows it
 
     write_json(root / EVALUATION / "metrics.json", metrics)
-    write_array(root / EVALUATION / "logits.npy", np.stack([plain, augmented]))
+    write_array(root / EVALUATION / "logits.npy", np.stack([logits, logits_tta]))
     for name, rows in tables.items():
         write_csv_table(root / EVALUATION / f"{name}.csv", rows)
     figures = plot_all(test, probabilities, classes, metrics, tables)
@@ -65,11 +65,11 @@ def main(root: Path) -> None:
     (root / EVALUATION / "figures").mkdir(exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(root / EVALUATION / "figures" / f"{name}.png", dpi=110)
-    tracked = get_run_or_null(root, provenance["mlflow_run"], params.tracking)
-    tracked.log_evaluation(root / EVALUATION)
-    tracked.end()
-    accuracy, rest = summary_lines(metrics)
-    print(f"evaluate: {accuracy}\nevaluate: {rest} -> {EVALUATION}")
+    mlflow_run = get_run_or_null(root, provenance["mlflow_run"], params.tracking)
+    mlflow_run.log_evaluation(root / EVALUATION)
+    mlflow_run.end()
+    accuracy_line, speed_line = summary_lines(metrics)
+    print(f"evaluate: {accuracy_line}\nevaluate: {speed_line} -> {EVALUATION}")
 
 
 if __name__ == "__main__":

@@ -25,9 +25,8 @@ def main(root: Path) -> None:
     with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_predictions_csv(stream, predictions)
     write_submission(root / PREDICTIONS / "submission.csv", table)
-    skipped = f", {counts.skipped:,} skipped" if counts.skipped else ""
-    print(f"predict: {counts.predicted:,} images from {params.input}{skipped} -> {PREDICTIONS}/predictions.csv, "
-          "submission.csv")  # fmt: skip
+    print(f"predict: {counts.predicted:,} images from {params.input}{counts.skipped_text()} -> "
+          f"{PREDICTIONS}/predictions.csv, submission.csv")  # fmt: skip
 
 
 if __name__ == "__main__":

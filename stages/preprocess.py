@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cifar_resnet.data.cifar10 import CLASSES, OFFICIAL, read_test, read_train
+from cifar_resnet.data.cifar10 import CLASSES, OFFICIAL_URL, read_test, read_train
 from cifar_resnet.data.dataset import write_split
 from cifar_resnet.data.split import dataset_statistics, train_validation_split, validate_dataset
 from cifar_resnet.errors import run
@@ -23,7 +23,7 @@ def main(root: Path) -> None:
     validate_dataset(splits, num_classes=num_classes)
     for name, images in splits.items():
         write_split(root / PREPARED, name, images)
-    write_json(root / PREPARED / "statistics.json", dataset_statistics(splits, classes=CLASSES, source=OFFICIAL))
+    write_json(root / PREPARED / "statistics.json", dataset_statistics(splits, classes=CLASSES, source=OFFICIAL_URL))
     counts = ", ".join(f"{len(images):,} {name}" for name, images in splits.items())
     print(f"preprocess: {counts} images -> {PREPARED}; classes balanced, no duplicates")
 

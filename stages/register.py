@@ -1,4 +1,4 @@
-"""data/model + data/evaluation -> register -> data/registry: a version in MLflow's registry, perhaps the champion."""
+"""data/model + data/evaluation -> register -> data/registry: a model version in MLflow, perhaps the champion."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -43,7 +43,7 @@ def register(root: Path, policy: RegisterParams) -> Decision:
     provenance = read_json(root / MODEL / CONFIG_FILE)["provenance"]
     metrics = read_json(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
-    tracked = get_run(root, provenance["mlflow_run"])
+    mlflow_run = get_run(root, provenance["mlflow_run"])
     tags = provenance_tags(root) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
@@ -53,11 +53,11 @@ def register(root: Path, policy: RegisterParams) -> Decision:
         "test_correct": encode_mask(read_correct_mask(root / EVALUATION / "predictions.csv")),
         "model": file_hash(root / MODEL / WEIGHTS_FILE),
     }
-    with registry_lock(tracked.client, root), require_mlflow(tracked.client):
+    with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(
-            tracked, root / MODEL, name=policy.model_name, tags=tags, example=to_input_example(pixels)
+            mlflow_run, root / MODEL, name=policy.model_name, tags=tags, example=to_input_example(pixels)
         )
-        return promote_if_better(tracked.client, version, policy)
+        return promote_if_better(mlflow_run.client, version, policy)
 
 
 if __name__ == "__main__":

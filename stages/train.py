@@ -3,8 +3,6 @@
 from pathlib import Path
 from threading import Event
 
-import torch
-
 import cifar_resnet.environment  # noqa: F401
 from cifar_resnet.data.dataset import read_split
 from cifar_resnet.device import (
@@ -12,6 +10,7 @@ from cifar_resnet.device import (
     dtype_name,
     environment_info,
     peak_memory_gb,
+    report_out_of_memory,
     select_device,
     select_dtype,
 )
@@ -30,6 +29,7 @@ from cifar_resnet.training.history import write_history
 from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import fit, init_train_state
 from cifar_resnet.versioning.provenance import describe_training
+from cifar_resnet.versioning.temporary_copy import require_tracked
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -41,51 +41,54 @@ def main(root: Path) -> None:
     if params.train.processes > 1 and not is_worker():
         launch_workers(params.train.processes)
         return
+    require_tracked(root, "predict.input", params.predict.input)
     disable_malloc_trim()
     target = select_device(params.train.device)
-    with join_world(target) as world, stop_on_signal() as stop_event:
-        train(root, params, target, world, stop_event)
+    out_of_memory = report_out_of_memory("lower train.batch_size, or set train.device to cpu")
+    with join_world(target) as world, stop_on_signal() as stop_event, out_of_memory:
+        train(root, params, world, stop_event)
 
 
-def train(root: Path, params: Params, target: torch.device, world: World, stop_event: Event) -> None:
-    training, validation = read_split(root / PREPARED, "train"), read_split(root / PREPARED, "validation")
+def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
+    train_set, validation_set = (read_split(root / PREPARED, name) for name in ("train", "validation"))
     statistics = read_json(root / PREPARED / "statistics.json")
-    precision, reason = select_dtype(params.train.precision, target)
-    state = init_train_state(params.model, params.train, training, statistics, target=target, world=world)
-    loader, num_images = BatchLoader(training, params.train, world), len(training)
-    del training  # the loader has its own copy
-    records = fit(state, loader, validation, params=params.train, precision=precision)
+    precision, reason = select_dtype(params.train.precision, world.device)
+    state = init_train_state(params.model, params.train, train_set, statistics, world=world)
+    loader, num_images = BatchLoader(train_set, params.train, world), len(train_set)
+    del train_set  # the loader has its own copy
+    records = fit(state, loader, validation_set, params=params.train, precision=precision)
     if not world.is_main:
         run_follower(records, state, stop_event, world)
         return
 
     print(f"train: {num_parameters(state.model):,} parameters, {num_images:,} images")
-    print(f"train: {dtype_name(precision)} on {target.type}, because {reason}", flush=True)
+    print(f"train: {dtype_name(precision)} on {world.device.type}, because {reason}", flush=True)
     sections = {"model": params.model.model_dump(), "train": params.train.model_dump()}
     hashes = {name: file_hash(root / PREPARED / name) for name in INPUTS}
+    train_data = hashes["train_images.npy"]
     source = describe_training(root, params)
-    folder = training_folder(root, sections, hashes, dtype_name(precision), world.size)
+    state_folder = training_folder(root, sections, hashes, dtype_name(precision), world.size)
     with (
-        lock_folder(folder, minutes=params.checkpoint.minutes) as checkpoint,
-        training_run(root, source.name, folder, params.tracking, is_active=is_locked) as tracked,
+        lock_folder(state_folder, minutes=params.checkpoint.minutes) as checkpoint,
+        training_run(root, source.name, state_folder, params.tracking, is_active=is_locked) as mlflow_run,
     ):
-        tracked.log_params(sections)
-        tracked.log_input("CIFAR-10 train", hashes["train_images.npy"], statistics["source"])
+        mlflow_run.log_params(sections)
+        mlflow_run.log_input("CIFAR-10 train", train_data, statistics["source"])
         history = resume(state, checkpoint, world)
         records = checkpointed(records, state, history, checkpoint, params.checkpoint, stop_event, world)
-        follow_training(records, history, params.train.epochs, tracked)
+        follow_training(records, history, params.train.epochs, mlflow_run)
 
-        model, train_data = state.ema_model, hashes["train_images.npy"]
-        temperatures = fit_temperatures(model, validation, batch_size=loader.batch_size, precision=precision)
+        model = state.ema_model
+        temperatures = fit_temperatures(model, validation_set, batch_size=loader.batch_size, precision=precision)
         seconds = round(sum(record.seconds for record in history), 1)
-        origin = {"mlflow_run": tracked.id, "train_data": train_data, "seconds": seconds}
-        provenance = {**origin, **source.tags, **environment_info(precision)}
+        training_info = {"mlflow_run": mlflow_run.id, "train_data": train_data, "seconds": seconds}
+        provenance = {**training_info, **source.tags, **environment_info(precision)}
         config = model_config(params.model, statistics, temperatures) | {"provenance": provenance}
         save_model(root / MODEL, model, config)
         write_history(root / MODEL / "history.csv", history)
-        tracked.log_artifact(root / MODEL / "history.csv")
-        tracked.log_training_summary(history, source.reproduce)
-        tracked.set_tags({"train_data": train_data, "model": file_hash(root / MODEL / WEIGHTS_FILE)})
+        mlflow_run.log_artifact(root / MODEL / "history.csv")
+        mlflow_run.log_training_summary(history, source.reproduce)
+        mlflow_run.set_tags({"train_data": train_data, "model": file_hash(root / MODEL / WEIGHTS_FILE)})
         checkpoint.remove()
     print(f"train: {seconds / 60:.1f} min, peak memory {peak_memory_gb():.1f} GB -> {MODEL}")
 

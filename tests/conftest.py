@@ -2,7 +2,9 @@
 
 import csv
 import importlib.util
+import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from ruamel.yaml import YAML
 
 import cifar_resnet.environment  # noqa: F401
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.dataset import Images
-from cifar_resnet.params.file import Params
+from cifar_resnet.params.file import Params, parse_yaml
 
 ROOT = Path(__file__).parents[1]
 TINY = {
@@ -51,34 +53,43 @@ TINY = {
         },
     },
 }
-
-
 TINY_RECORDS = 40  # images in a file
 
 
 def tiny_images(count: int, seed: int) -> Images:
-    """Noise around a colour that belongs to the class, `count` images of each."""
+    """Noise around the color of the class; `count` images of each class."""
     random = np.random.default_rng(seed)
     labels = np.repeat(np.arange(10), count)
-    colours = np.random.default_rng(0).integers(40, 215, (10, 3, 1, 1))
-    pixels = np.clip(colours[labels] + random.normal(0, 25, (len(labels), 3, 32, 32)), 0, 255).astype(np.uint8)
+    colors = np.random.default_rng(0).integers(40, 215, (10, 3, 1, 1))
+    pixels = np.clip(colors[labels] + random.normal(0, 25, (len(labels), 3, 32, 32)), 0, 255).astype(np.uint8)
     order = random.permutation(len(labels))
     return Images(pixels[order], labels[order])
 
 
 def write_raw(folder: Path) -> None:
+    """Write the six files of the official format."""
     folder.mkdir(parents=True)
-    for number, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE)):
-        images = tiny_images(TINY_RECORDS // 10, number)
+    for seed, name in enumerate((*cifar10.TRAIN_FILES, cifar10.TEST_FILE)):
+        images = tiny_images(TINY_RECORDS // 10, seed)
         content = cifar10.encode_records(images.pixels.reshape(-1, 3, 1024).transpose(0, 2, 1), images.labels.tolist())
         (folder / name).write_bytes(content)
 
 
+def dump_yaml(values: Any) -> str:
+    """YAML 1.2, one key per line, in the order of `values`."""
+    yaml = YAML(typ="safe")
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = io.StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
 def tiny_values(**sections: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The real params.yaml, made tiny, with `sections` on top."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for changes in (TINY, sections):
-        for section, keys in changes.items():
+    """The values of params.yaml, overridden by TINY and then by `sections`."""
+    values = parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for overrides in (TINY, sections):
+        for section, keys in overrides.items():
             values[section] |= keys
     return values  # type: ignore[no-any-return]
 
@@ -88,10 +99,11 @@ def tiny_params(**sections: dict[str, Any]) -> Params:
 
 
 def write_params(root: Path, **sections: dict[str, Any]) -> None:
-    (root / "params.yaml").write_text(yaml.safe_dump(tiny_values(**sections)), encoding="utf-8")
+    (root / "params.yaml").write_text(dump_yaml(tiny_values(**sections)), encoding="utf-8")
 
 
 def stage(name: str) -> ModuleType:
+    """Import stages/{name}.py as a new module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "stages" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -101,6 +113,7 @@ def stage(name: str) -> ModuleType:
 
 
 def tiny(patch: pytest.MonkeyPatch) -> None:
+    """Let files be as small as the tiny data; remove settings of the caller's environment."""
     patch.setattr(cifar10, "RECORDS_PER_FILE", TINY_RECORDS)
     for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT", "DVC_EXP_NAME"):
         patch.delenv(name, raising=False)
@@ -109,14 +122,28 @@ def tiny(patch: pytest.MonkeyPatch) -> None:
 def dvc(root: Path, *arguments: str) -> str:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout
+
+
+def copy_project(root: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Copy this project's files into `root`, a new Git repository without dvc.lock and results.
+
+    Args:
+        without: folders to skip, with a slash at the end.
+    """
+    for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
+        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith(("data/", *without)):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    git(root, "init", "--quiet")
+    git(root, "config", "user.name", "test")
+    git(root, "config", "user.email", "test@localhost")
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -126,7 +153,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(autouse=True)
 def tiny_files_and_own_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are as small as the tiny data, and no test writes where the caller's environment points."""
+    """No test writes where the caller's environment points."""
     tiny(monkeypatch)
 
 

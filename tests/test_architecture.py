@@ -1,4 +1,4 @@
-"""Rules of the architecture: import order, one entry point per library, dvc.yaml against the code."""
+"""Rules of the architecture: import order, one entry point per library, dvc.yaml lists the code of each stage."""
 
 import ast
 import hashlib
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import ROOT
 
+from cifar_resnet.params.file import parse_yaml
 from cifar_resnet.registry import versions
 
 SOURCE = ROOT / "src/cifar_resnet"
-# A module or package imports only from those before it.
+# A module or package imports only from itself and from those before it.
 ORDER = (
     *("errors", "files", "progress", "params", "device", "environment"),
     *("versioning", "data", "models", "inference", "training", "recovery", "evaluation", "tracking", "registry"),
@@ -41,13 +41,13 @@ ENTRY_POINTS = {
     "torch.distributed": {"training.distributed"},
     "PIL": {"data.download", "inference.image_reader", "evaluation.corruptions"},
 }
-# Code that cannot change a result: messages, progress, MLflow's view, params (DVC tracks their values itself), and
-# crash recovery, which ends with the result of an uninterrupted training.
+# Code that cannot change a result: messages, progress, tracking, params (DVC tracks their values itself), and crash
+# recovery (a resumed training has the result of an uninterrupted one).
 NO_EFFECT = {"errors", "progress", "environment", "params", "versioning", "tracking", "recovery"}
-SECTIONS_WITHOUT_EFFECT = {"train": {"checkpoint", "tracking"}, "evaluate": {"tracking"}}
+SECTIONS_WITHOUT_EFFECT = {"train": {"checkpoint", "tracking", "predict"}, "evaluate": {"tracking"}}
 STAGES = ("download", "preprocess", "train", "evaluate", "register", "predict")
 FOLDERS = dict(zip(STAGES, ("raw", "prepared", "model", "evaluation", "registry", "predictions"), strict=True))
-PIPELINE: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+PIPELINE: dict[str, Any] = parse_yaml((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 UNCACHED = {
     path
     for stage in PIPELINE.values()
@@ -55,7 +55,7 @@ UNCACHED = {
     if isinstance(out, dict)
     for path in out
 }
-PARAMS: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+PARAMS: dict[str, Any] = parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 
 
 def module_path(name: str) -> Path:
@@ -85,27 +85,28 @@ def imports_of(path: Path) -> frozenset[str]:
 
 
 def own_imports(path: Path) -> set[str]:
-    """Modules of this project that a file imports, such as training.loop."""
-    names = {name.removeprefix("cifar_resnet.") for name in imports_of(path) if name.startswith("cifar_resnet.")}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {"", "__version__"}
+    """Modules of this project that a file imports, for example training.loop."""
+    imports = {name.removeprefix("cifar_resnet.") for name in imports_of(path) if name.startswith("cifar_resnet.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in imports} - {"", "__version__"}
 
 
 def belongs_to(module: str, owners: set[str]) -> bool:
     return any(module == owner or module.startswith(f"{owner}.") for owner in owners)
 
 
-def reached(path: Path) -> set[str]:
-    """All modules of this project that a file needs, directly or not, except through code without effect."""
-    todo, seen = own_imports(path), set[str]()
+def effective_imports(path: Path) -> set[str]:
+    """Modules that a file imports, directly or indirectly, without NO_EFFECT and what only NO_EFFECT imports."""
+    todo, modules = own_imports(path), set[str]()
     while todo:
         module = todo.pop()
-        seen.add(module)
         if not belongs_to(module, NO_EFFECT):
-            todo |= own_imports(MODULES[module]) - seen
-    return {module for module in seen if not belongs_to(module, NO_EFFECT)}
+            modules.add(module)
+            todo |= own_imports(MODULES[module]) - modules
+    return modules
 
 
-def names(entries: list[str | dict[str, Any]]) -> set[str]:
+def paths_of(entries: list[str | dict[str, Any]]) -> set[str]:
+    """The paths in a list of dependencies or outputs, which may have options."""
     return {entry if isinstance(entry, str) else next(iter(entry)) for entry in entries}
 
 
@@ -121,16 +122,16 @@ def test_a_module_imports_only_from_packages_before_its_own(module: str) -> None
     assert {imported.split(".")[0] for imported in own_imports(MODULES[module])} <= allowed
 
 
-def test_no_two_modules_import_each_other() -> None:
-    """Not even indirectly."""
-    done: set[str] = set()
-    while ready := {module for module in MODULES.keys() - done if own_imports(MODULES[module]) <= done}:
-        done |= ready
-    assert MODULES.keys() == done
+def test_imports_have_no_cycle() -> None:
+    """Removes modules whose imports are removed until none is left; the modules of a cycle would remain."""
+    removed: set[str] = set()
+    while ready := {module for module in MODULES.keys() - removed if own_imports(MODULES[module]) <= removed}:
+        removed |= ready
+    assert MODULES.keys() == removed
 
 
 @pytest.mark.parametrize("library", sorted(ENTRY_POINTS))
-def test_every_library_has_its_entry_points(library: str) -> None:
+def test_only_its_entry_points_import_a_library(library: str) -> None:
     for module, path in {**MODULES, **{f"stages/{name}": ROOT / f"stages/{name}.py" for name in STAGES}}.items():
         if any(f"{name}.".startswith(f"{library}.") for name in imports_of(path)):
             assert belongs_to(module, ENTRY_POINTS[library]), f"{module} imports {library}"
@@ -145,16 +146,16 @@ def test_a_public_function_name_has_one_meaning() -> None:
     assert {name: modules for name, modules in owners.items() if len(modules) > 1} == {}
 
 
-def test_the_registered_model_asks_for_the_packages_that_its_code_imports() -> None:
+def test_the_registered_model_requires_the_packages_that_its_code_imports() -> None:
     packages = {"PIL": "pillow", "ruamel": "ruamel.yaml"}
     modules, todo = set[str](), {"registry.served_model"}
     while todo:
         module = todo.pop()
         modules.add(module)
         todo |= own_imports(MODULES[module]) - modules
-    used = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
-    outside = used - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
-    assert set(versions.PIP_REQUIREMENTS) == {packages.get(name, name) for name in outside}
+    imports = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
+    external = imports - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
+    assert set(versions.PIP_REQUIREMENTS) == {packages.get(name, name) for name in external}
     assert len(versions.PIP_REQUIREMENTS) <= 7
 
 
@@ -164,12 +165,12 @@ def test_stages_do_not_import_each_other() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_dvc_lists_the_code_that_decides_a_result(name: str) -> None:
+def test_dvc_lists_the_code_that_can_change_a_result(name: str) -> None:
     script = f"stages/{name}.py"
-    listed = {dep for dep in names(PIPELINE[name]["deps"]) if dep.startswith(("src/", "stages/"))}
+    listed = {dep for dep in paths_of(PIPELINE[name]["deps"]) if dep.startswith(("src/", "stages/"))}
     assert script in listed
     owners = {dep.removeprefix("src/cifar_resnet/").removesuffix(".py").replace("/", ".") for dep in listed - {script}}
-    modules = {module for module in reached(ROOT / script) if module in MODULES}
+    modules = effective_imports(ROOT / script)
     assert {module for module in modules if not belongs_to(module, owners)} == set()
     assert {owner for owner in owners if not any(belongs_to(module, {owner}) for module in modules)} == set()
     assert not {owner.split(".")[0] for owner in owners} & (NO_EFFECT | {"cli", "search", "pretrained"})
@@ -185,19 +186,19 @@ def test_dvc_lists_the_sections_that_a_stage_reads(name: str) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_writes_its_own_folder_only(name: str) -> None:
-    outs = names(PIPELINE[name]["outs"] + PIPELINE[name].get("metrics", []))
+    outs = paths_of(PIPELINE[name]["outs"] + PIPELINE[name].get("metrics", []))
     assert {"/".join(Path(out).parts[:2]) for out in outs} == {f"data/{FOLDERS[name]}"}
 
 
 def test_only_evaluate_reads_test_labels_and_training_sees_no_test_image() -> None:
     for name in STAGES:
-        deps = names(PIPELINE[name]["deps"])
+        deps = paths_of(PIPELINE[name]["deps"])
         assert ("data/prepared/test_labels.npy" in deps) == (name == "evaluate")
         assert not (name == "train" and any("test" in dep or "raw" in dep for dep in deps))
 
 
 def dvc_hash(path: Path) -> str:
-    """The hash that DVC has in dvc.lock for a file or, without __pycache__, a folder."""
+    """The hash in dvc.lock of a file or of a folder; DVC ignores __pycache__."""
     if path.is_file():
         return hashlib.md5(path.read_bytes()).hexdigest()
     files = sorted(file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
@@ -205,8 +206,8 @@ def dvc_hash(path: Path) -> str:
     return hashlib.md5(json.dumps(entries).encode()).hexdigest() + ".dir"
 
 
-def test_dvc_lock_is_that_of_the_committed_code_and_params() -> None:
-    lock = yaml.safe_load((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+def test_dvc_lock_belongs_to_the_committed_code_and_params() -> None:
+    lock = parse_yaml((ROOT / "dvc.lock").read_text(encoding="utf-8"))["stages"]
     assert set(lock) == set(STAGES)
     for name, stage in lock.items():
         assert stage["cmd"] == PIPELINE[name]["cmd"]
@@ -216,5 +217,5 @@ def test_dvc_lock_is_that_of_the_committed_code_and_params() -> None:
                 assert entry["md5"] == dvc_hash(ROOT / entry["path"]), f"{name}: {entry['path']}"
         listed = {entry["path"] for entry in stage["deps"]}
         assert listed == {
-            dep.replace("${predict.input}", PARAMS["predict"]["input"]) for dep in names(PIPELINE[name]["deps"])
+            dep.replace("${predict.input}", PARAMS["predict"]["input"]) for dep in paths_of(PIPELINE[name]["deps"])
         }

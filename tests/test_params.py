@@ -1,20 +1,23 @@
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
-import yaml
-from conftest import ROOT, tiny_values
+from conftest import ROOT, dump_yaml, tiny_values
+from dvc.utils import serialize
+from dvc.utils.hydra import apply_overrides
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
-from cifar_resnet.params.file import Params, load_params, with_overrides
+from cifar_resnet.params.file import Params, load_params, parse_yaml, replace_values, with_overrides
+from cifar_resnet.params.sections import Section
 from cifar_resnet.search.results import to_yaml
 
 
 def load(root: Path, section: str, key: str, value: object) -> Params:
     values = tiny_values()
     values[section][key] = value
-    (root / "params.yaml").write_text(yaml.safe_dump(values))
+    (root / "params.yaml").write_text(dump_yaml(values))
     return load_params(root / "params.yaml")
 
 
@@ -23,7 +26,7 @@ def test_the_committed_file_is_valid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value", "said"),
+    ("section", "key", "value", "message"),
     [
         ("train", "epochs", "many", "params.yaml: train.epochs is 'many': input should be a valid integer"),
         ("train", "epochs", 0, "params.yaml: train.epochs is 0: input should be greater than 0"),
@@ -101,67 +104,135 @@ def test_the_committed_file_is_valid() -> None:
         ("download", "sources", [], "params.yaml: download.sources is []: list should have at least 1 item"),
     ],
 )
-def test_a_mistake_is_one_line_with_key_value_and_what_is_allowed(
-    tmp_path: Path, section: str, key: str, value: object, said: str
+def test_an_error_message_is_one_line_with_the_key_the_value_and_what_is_allowed(
+    tmp_path: Path, section: str, key: str, value: object, message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
         load(tmp_path, section, key, value)
-    assert str(caught.value).startswith(said)
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_shrinks_below_one_pixel_is_refused(tmp_path: Path) -> None:
+def test_layers_that_shrink_the_image_below_one_pixel_are_an_error(tmp_path: Path) -> None:
     values = tiny_values()
     values["model"] |= {name: [3] * 6 for name in ("channels", "blocks", "kernels", "skip_kernels")} | {
         "head_pool_kernel": 1
     }
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "params.yaml").write_text(dump_yaml(values))
     with pytest.raises(UserError, match="6 layers shrink 32 pixels to 0"):
         load_params(tmp_path / "params.yaml")
 
 
-def test_a_missing_key_and_a_missing_file_are_named(tmp_path: Path) -> None:
+def test_the_message_names_a_missing_key_or_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"params.yaml: not found"):
         load_params(tmp_path / "params.yaml")
     values = tiny_values()
     del values["train"]["seed"]
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "params.yaml").write_text(dump_yaml(values))
     with pytest.raises(UserError, match=r"params.yaml: train.seed is missing"):
         load_params(tmp_path / "params.yaml")
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
+def test_the_message_has_a_line_for_every_mistake(tmp_path: Path) -> None:
     values = tiny_values()
     values["train"]["epochs"] = 0
     values["evaluate"]["batch_size"] = "big"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
+    (tmp_path / "params.yaml").write_text(dump_yaml(values))
     with pytest.raises(UserError) as caught:
         load_params(tmp_path / "params.yaml")
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_text_that_is_no_yaml_is_refused(tmp_path: Path) -> None:
+def test_invalid_yaml_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("train: [1")
     with pytest.raises(UserError, match="not valid YAML"):
         load_params(tmp_path / "params.yaml")
 
 
+@pytest.mark.parametrize(("number", "value"), [("1e-05", 0.00001), ("5e-4", 0.0005)])
+def test_a_float_of_yaml_1_2_is_a_number(tmp_path: Path, number: str, value: float) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = re.sub(r"(?<=\n  weight_decay: )\S+", number, text)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert load_params(tmp_path / "params.yaml").train.weight_decay == value
+
+
+def test_yaml_is_read_as_dvc_reads_it() -> None:
+    text = "train: {epochs: 010, filter_lr: 1e-05, flip: no, resolution: 0x10, minutes: 1:30, none: ~}"
+    values = parse_yaml(text)
+    assert values["train"]["epochs"] == 10
+    assert values == serialize.parse_yaml(text, "params.yaml")
+
+
+def test_a_duplicate_key_is_an_error_as_in_dvc(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8") + "\ntrain:\n  epochs: 1\n"
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r'not valid YAML: .*duplicate key "train"'):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(serialize.ParseError):
+        serialize.parse_yaml(text, "params.yaml")
+
+
+LAYOUT = """\
+# what is trained
+
+model:                 # the network
+  channels: [64, 256]  # per layer
+  name: 'quoted'
+
+train:
+  epochs: 13           # passes over the images
+  weight_decay: 0.002  # per step
+  # at the end
+"""
+
+
+def test_replaced_values_keep_comments_and_layout() -> None:
+    assert replace_values(LAYOUT, {}) == LAYOUT
+    replaced = replace_values(LAYOUT, {"model.channels": [8], "train.epochs": 4, "train.weight_decay": 1e-05})
+    expected = LAYOUT.replace("[64, 256]  #", "[8]        #").replace("13 ", "4  ").replace("0.002", "1e-05")
+    assert replaced == expected
+
+
+def test_a_replaced_small_float_is_read_back(tmp_path: Path) -> None:
+    text = replace_values((ROOT / "params.yaml").read_text(encoding="utf-8"), {"train.weight_decay": 1e-05})
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert "\n  weight_decay: 1e-05 " in text
+    assert load_params(tmp_path / "params.yaml").train.weight_decay == 1e-05
+
+
+def test_a_replaced_list_keeps_the_block_style_that_dvc_writes(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(LAYOUT, encoding="utf-8")
+    apply_overrides(path, ["model.channels=[8,16]"])  # what `dvc exp run -S` calls
+    text = path.read_text(encoding="utf-8")
+    assert "\n  - 8\n  - 16\n" in text
+    replaced = replace_values(text, {"model.channels": [32, 64, 128]})
+    assert replaced == text.replace("  - 8\n  - 16\n", "  - 32\n  - 64\n  - 128\n")
+
+
+@pytest.mark.parametrize("section", [section for section in Section.__subclasses__() if section is not Params])
+def test_every_section_and_field_has_a_description(section: type[Section]) -> None:
+    assert section.__doc__
+    assert [name for name, field in section.model_fields.items() if not field.description] == []
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_preset_is_allowed_and_make_hands_each_of_its_values_to_dvc(path: Path) -> None:
-    preset = yaml.safe_load(path.read_text(encoding="utf-8"))
+def test_a_preset_is_valid_and_make_passes_all_its_values_to_dvc(path: Path) -> None:
+    preset = parse_yaml(path.read_text(encoding="utf-8"))
     values = with_overrides(load_params(ROOT / "params.yaml"), preset)
     assert resnet.num_parameters(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3)) < 5_000_000
-    said = make("-n", "-o", ".venv/ready", "preset", f"NAME={path.stem}", "MORE=-S train.seed=1").stdout
-    words = " ".join(f"-S '{name}={to_yaml(value)}'" for name, value in preset.items())
-    assert f"dvc exp run --temp --name '{path.stem}' {words} -S train.seed=1\n" in said
+    output = make("-n", "-o", ".venv/ready", "preset", f"NAME={path.stem}", "MORE=-S train.seed=1").stdout
+    options = " ".join(f"-S '{name}={to_yaml(value)}'" for name, value in preset.items())
+    assert f"dvc exp run --temp --name '{path.stem}' {options} -S train.seed=1\n" in output
 
 
-def test_an_unknown_preset_is_refused_with_those_that_exist() -> None:
-    done = make("-o", ".venv/ready", "preset", "NAME=wild")
-    assert done.returncode == 2
-    assert "NAME='wild' is no preset; there are" in done.stderr
-    assert "\n  wide: " in done.stderr
+def test_an_unknown_preset_is_an_error_that_lists_the_available_ones() -> None:
+    result = make("-o", ".venv/ready", "preset", "NAME=wild")
+    assert result.returncode == 2
+    assert "NAME='wild' is not a preset; available presets:" in result.stderr
+    assert "\n  wide: " in result.stderr
 
 
-def make(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+def make(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cifar_resnet.device import Device
     from cifar_resnet.inference.model import Model
 
@@ -19,16 +21,16 @@ __all__ = ["Model", "__version__", "load"]
 __version__: str
 
 
-def load(source: str | None = None, *, device: Device = "auto") -> Model:
+def load(source: str | Path | None = None, *, device: Device = "auto") -> Model:
     """Load a trained model.
 
     Args:
         source: folder or file of a saved model; "champion", a version number or a run id in MLflow; or an MLflow URI
-            such as "models:/cifar10-resnet@champion". By default the model that `cifar-resnet predict` uses.
+            like "models:/cifar10-resnet@champion". By default the model that `cifar-resnet predict` uses.
         device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
 
     Raises:
-        cifar_resnet.errors.UserError: if there is no such model or device.
+        cifar_resnet.errors.UserError: if the model or device does not exist.
     """
     from cifar_resnet.registry.load import load_named_model
 

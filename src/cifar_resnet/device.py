@@ -1,8 +1,10 @@
-"""What the machine offers: device, fast number format, memory."""
+"""Device, dtype and memory of this machine."""
 
 import ctypes
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -13,32 +15,64 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def select_device(requested: Device = "auto") -> torch.device:
-    """The device to compute on; `auto` takes an accelerator if torch finds one that works, otherwise the CPU.
+    """The device to compute on; `auto` takes an accelerator that works, otherwise the CPU.
+
+    A GPU that PyTorch finds can be unusable: too old for this build, out of memory, or with a driver that does not
+    fit. One line on stderr says so.
 
     Raises:
-        UserError: if the requested device is not available.
+        UserError: if the requested device is not available or does not work.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = None if requested == "cpu" else torch.accelerator.current_accelerator(check_available=True)
     if requested == "cpu" or (requested == "auto" and accelerator is None):
         return torch.device("cpu")
-    if accelerator is not None and requested in ("auto", accelerator.type):
+    if accelerator is None or requested not in ("auto", accelerator.type):
+        available = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
+        raise UserError(f"device {requested} is not available, PyTorch finds {available}; use auto or one of these")
+    problem = device_problem(torch.device(accelerator.type))
+    if not problem:
         return torch.device(accelerator.type)
-    available = "cpu" if accelerator is None else f"cpu and {accelerator.type}"
-    raise UserError(f"device {requested} is not available, torch offers {available}; take auto or one of these")
+    if requested == "auto":
+        print(f"device {accelerator.type} cannot be used ({problem}), the CPU computes instead", file=sys.stderr)
+        return torch.device("cpu")
+    raise UserError(f"device {requested} cannot be used ({problem}); free or repair it, or use cpu")
+
+
+def device_problem(target: torch.device) -> str:
+    """Why a small convolution fails on a device; empty if it works."""
+    try:
+        images, filters = torch.ones(1, 3, 8, 8, device=target), torch.ones(4, 3, 3, 3, device=target)
+        torch.nn.functional.conv2d(images, filters).sum().item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        return " ".join(str(error).split())[:150] or type(error).__name__
+    return ""
+
+
+@contextmanager
+def report_out_of_memory(advice: str) -> Iterator[None]:
+    """
+    Raises:
+        UserError: if an accelerator runs out of memory in the block; it ends with the advice.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"the accelerator is out of memory ({reason}); {advice}") from None
 
 
 def select_dtype(requested: str, target: torch.device) -> tuple[torch.dtype, str]:
-    """The dtype of convolutions and matrix products, and the reason in words.
+    """The dtype of convolutions and matrix products, and the reason.
 
     Without AMX or AVX512-bf16, bfloat16 convolutions on a CPU are tens of times slower than float32 (pytorch#183815).
     """
     if requested != "auto":
-        return getattr(torch, requested), "params.yaml says so"
+        return getattr(torch, requested), "params.yaml sets it"
     if target.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
-        return (torch.bfloat16, "the GPU is fast at it") if fast else (torch.float32, "the GPU has no bfloat16")
+        return (torch.bfloat16, "the GPU supports it") if fast else (torch.float32, "the GPU has no bfloat16")
     if target.type != "cpu":
-        return torch.float32, f"bfloat16 was not tested on {target.type}"
+        return torch.float32, f"bfloat16 is not tested on {target.type}"
     for capability, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-bf16")):
         if torch.cpu.get_capabilities().get(capability, False):
             return torch.bfloat16, f"the CPU has {name}"
@@ -46,9 +80,9 @@ def select_dtype(requested: str, target: torch.device) -> tuple[torch.dtype, str
 
 
 def disable_malloc_trim() -> None:
-    """Tell glibc to keep freed memory. Returning it and faulting it in again costs up to a quarter of a training step.
+    """Keep freed memory in the process (glibc only).
 
-    Does nothing with another C library.
+    Otherwise glibc returns it to the system, and page faults take up to a quarter of a training step.
     """
     mmap_max, trim_threshold = -4, -1
     try:
@@ -64,7 +98,7 @@ def dtype_name(precision: torch.dtype) -> str:
 
 
 def environment_info(precision: torch.dtype) -> dict[str, str | int | float]:
-    """What speed and accuracy depend on besides the code."""
+    """The software, hardware and settings on which speed and accuracy depend, and the peak memory so far."""
     return {
         "torch": str(torch.__version__),
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
@@ -75,7 +109,7 @@ def environment_info(precision: torch.dtype) -> dict[str, str | int | float]:
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has held, in GB (1e9 bytes)."""
+    """Peak resident memory of this process, in GB (1e9 bytes)."""
     if sys.platform == "win32":
         import psutil
 

@@ -1,10 +1,23 @@
 """Environment variables of commands and stages. Import this module before torch and MLflow, which read them once.
 
-OMP_WAIT_POLICY=passive: OpenMP threads sleep at barriers instead of spinning. Spinning threads block the cores for
-other processes: beside one busy process, prediction takes five times as long. A value that the user has set stays.
+Git's variables that select a repository are removed: a hook of another repository sets them, and Git and DVC would
+read and change that repository. Other variables that the user has set keep their values. OMP_WAIT_POLICY=passive:
+OpenMP threads sleep at barriers instead of spinning. Spinning threads block the cores for other processes: with one
+other busy process, prediction takes five times as long.
 """
 
 import os
+
+# `git rev-parse --local-env-vars` without GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS, which hold the user's
+# configuration; and two variables of git-push.
+GIT_REPOSITORY_VARIABLES = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_IMPLICIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_CONFIG", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE"),
+    *("GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE", "GIT_INTERNAL_SUPER_PREFIX"),
+    *("GIT_NAMESPACE", "GIT_QUARANTINE_PATH"),
+)
+for name in GIT_REPOSITORY_VARIABLES:
+    os.environ.pop(name, None)
 
 for name, value in (
     ("OMP_WAIT_POLICY", "passive"),

@@ -1,24 +1,28 @@
-"""Errors that a user can fix: one line on the terminal, exit code 1, no traceback."""
+"""Errors that a user can fix (one line, exit code 1, no traceback), and signals."""
 
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from threading import Event
 
 
 class UserError(Exception):
-    """Names the key or file, what was found, what is allowed and what to do."""
+    """Its message names the key or file, what was found, what is allowed and how to fix it."""
 
 
 def run(main: Callable[[Path], int | None], name: str = "") -> None:
     """Run a stage or command in the current folder and exit with the code that it returns.
 
-    A UserError becomes its message and exit code 1, SIGTERM an interrupt. Messages start with `name`, by default that
-    of the script.
+    A UserError prints its message and exits with code 1. SIGTERM acts as an interrupt. Messages start with `name`, by
+    default the name of the script.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # file names may have characters that the encoding of a pipe has not
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     name = name or Path(sys.argv[0]).stem
     try:
         sys.exit(main(Path.cwd()))
@@ -30,11 +34,11 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Event]:
-    """Yield an event that SIGINT or SIGTERM sets while the block runs, so that the work can stop between two steps."""
+    """Yield an event that SIGINT or SIGTERM sets, so that the block can stop between two steps."""
     stop_event = Event()
-    before = {number: signal.signal(number, lambda *_: stop_event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {sig: signal.signal(sig, lambda *_: stop_event.set()) for sig in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop_event
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for sig, handler in previous.items():
+            signal.signal(sig, handler)

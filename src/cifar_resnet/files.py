@@ -1,24 +1,96 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Atomic writes, JSON files and file hashes."""
 
+import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the name only when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    """Yield the path of a temporary file whose content `path` gets when the block ends without an error.
+
+    A regular file is replaced and keeps its permissions. A symbolic link is followed. A pipe, a device, or the file of
+    stdout or stderr is written to.
+
+    Raises:
+        OSError: if `path` is a folder or read-only.
+    """
+    status, target = _status(path), path.resolve()
+    descriptor = _standard_stream(status)
+    if status is not None and descriptor is None:
+        _check_writable(path, status)
+    is_replaceable = status is None or (
+        stat.S_ISREG(status.st_mode) and descriptor is None and os.access(target.parent, os.W_OK)
+    )
+    if is_replaceable:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent if is_replaceable else None) as folder:
+        temporary = Path(folder) / path.name
         yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        if not (is_replaceable and _replace(target, temporary, status)):
+            _copy_into(path, temporary, descriptor)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """The status of the file that `path` leads to; None if there is none."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _standard_stream(status: os.stat_result | None) -> int | None:
+    """The descriptor of stdout or stderr, if one of them is the file with this status."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # a closed descriptor
+            if status is not None and os.path.samestat(status, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _check_writable(path: Path, status: os.stat_result) -> None:
+    """Raise an OSError for a folder or a read-only file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    # Root may write to every file. A regular file without any write permission is protected on purpose, for example
+    # because it is a link into DVC's cache.
+    if not os.access(path, os.W_OK) or (stat.S_ISREG(status.st_mode) and not status.st_mode & 0o222):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def _replace(target: Path, temporary: Path, status: os.stat_result | None) -> bool:
+    """Replace a file, and keep its owner and permissions; False if its folder does not allow that."""
+    if status is not None:
+        with suppress(PermissionError):  # only root can give files to other users
+            os.chown(temporary, status.st_uid, status.st_gid)
+        temporary.chmod(stat.S_IMODE(status.st_mode))
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in {errno.EBUSY, errno.EPERM}:  # a mounted file, or a file of another user in /tmp
+            raise
+        return False
+    return True
+
+
+def _copy_into(path: Path, source: Path, descriptor: int | None) -> None:
+    """Write the content of `source` to an open descriptor, or into the existing file or device `path`."""
+    sys.stdout.flush()
+    try:
+        output = os.open(path, os.O_WRONLY | os.O_TRUNC) if descriptor is None else os.dup(descriptor)
+        with source.open("rb") as content, os.fdopen(output, "wb") as stream:
+            shutil.copyfileobj(content, stream)
+    except OSError as error:  # an error of write() does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -31,6 +103,6 @@ def read_json(path: Path) -> Any:
 
 
 def file_hash(path: Path, algorithm: str = "md5") -> str:
-    """The file's hash in hexadecimal; MD5 by default because DVC and CIFAR-10's publisher name files by it."""
+    """The file's hash in hexadecimal; MD5 by default, as in DVC and in CIFAR-10's published checksums."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, algorithm).hexdigest()

@@ -1,4 +1,4 @@
-"""Progress of a stage: a live bar on a terminal, plain lines in a log."""
+"""Progress of a stage: a live bar on a terminal, plain lines in a log file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +9,27 @@ from rich.table import Column
 
 
 class ProgressBar:
-    """One bar. Without a terminal it stays silent and `print` writes plain lines."""
+    """One bar. Without a terminal there is no bar, and `print` writes plain lines."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
         self._task = task
 
     def update(self, completed: float, note: str = "") -> None:
-        """Move to `completed` units; `note` replaces the text at the right."""
+        """Move to `completed` units; `note` replaces the text beside the bar."""
         self._progress.update(self._task, completed=completed)
         if note:
             self._progress.update(self._task, note=note)
 
     def print(self, line: str) -> None:
-        """Print a line above the bar, where it stays, and show it beside the bar until the next note."""
+        """Print a permanent line above the bar, and show it beside the bar until the next note."""
         self._progress.console.print(line, soft_wrap=True, markup=False)
         self._progress.update(self._task, note=line)
 
 
 @contextmanager
 def progress_bar(title: str, total: float) -> Iterator[ProgressBar]:
-    """Show a bar of `total` units while the block runs; it disappears afterwards."""
+    """Show a bar of `total` units while the block runs."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=16),

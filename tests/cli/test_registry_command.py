@@ -1,11 +1,12 @@
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import tiny, write_params
 from mlflow import MlflowClient
 
-from cifar_resnet.cli import registry
+from cifar_resnet.cli.main import main
 from cifar_resnet.errors import UserError
 from cifar_resnet.registry.promotion import promotion_history, set_champion
 from cifar_resnet.tracking.client import connect
@@ -15,7 +16,7 @@ NAME = "cifar10-resnet"
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three versions, of which the first two were champion in turn."""
+    """A registry with three versions; version 1, then version 2 became champion."""
     root = tmp_path_factory.mktemp("registered")
     write_params(root)
     with pytest.MonkeyPatch.context() as patch:
@@ -37,8 +38,14 @@ def root(registered: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def state(root: Path) -> tuple[dict[str, int], int]:
-    """(aliases, changes recorded)."""
+def run(root: Path, *arguments: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["cifar-resnet", "registry", *arguments])
+        assert main(root) == 0
+
+
+def registry_state(root: Path) -> tuple[dict[str, int], int]:
+    """(aliases, number of recorded changes)."""
     client: MlflowClient = connect(root)
     aliases = client.get_registered_model(NAME).aliases
     return {alias: int(version) for alias, version in aliases.items()}, len(promotion_history(client, NAME))
@@ -47,7 +54,7 @@ def state(root: Path) -> tuple[dict[str, int], int]:
 def test_list_shows_every_version_with_its_evidence_and_the_history(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    registry.run_registry_command(root, ["list"])
+    run(root, "list")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:4]] == [
         ["3", "challenger", "94.00%", "95.00%", "3,190,466", "so"],
@@ -59,37 +66,37 @@ def test_list_shows_every_version_with_its_evidence_and_the_history(
 
 
 def test_promote_by_hand_is_recorded_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    registry.run_registry_command(root, ["promote", "3", "--why", "asked for"])
-    assert capsys.readouterr().out == f"promote: {NAME} version 3 (94.00%) for version 2 (93.00%): asked for\n"
-    assert state(root) == ({"champion": 3}, 3)
-    registry.run_registry_command(root, ["promote", "3"])
-    assert capsys.readouterr().out == f"{NAME} version 3 is the champion already; nothing to do\n"
-    assert state(root) == ({"champion": 3}, 3)
+    run(root, "promote", "3", "--why", "asked for")
+    assert capsys.readouterr().out == f"promote: {NAME} version 3 (94.00%) replaces version 2 (93.00%): asked for\n"
+    assert registry_state(root) == ({"champion": 3}, 3)
+    run(root, "promote", "3")
+    assert capsys.readouterr().out == f"{NAME} version 3 is already the champion; nothing to do\n"
+    assert registry_state(root) == ({"champion": 3}, 3)
 
 
-def test_rollback_takes_the_champion_before(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    registry.run_registry_command(root, ["rollback"])
-    assert capsys.readouterr().out == f"rollback: {NAME} version 1 (92.00%) for version 2 (93.00%): by hand\n"
-    assert state(root) == ({"champion": 1, "challenger": 3}, 3)
+def test_rollback_restores_the_previous_champion(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(root, "rollback")
+    assert capsys.readouterr().out == f"rollback: {NAME} version 1 (92.00%) replaces version 2 (93.00%): by hand\n"
+    assert registry_state(root) == ({"champion": 1, "challenger": 3}, 3)
     with pytest.raises(UserError, match="no earlier champion is recorded"):
-        registry.run_registry_command(root, ["rollback"])
+        run(root, "rollback")
 
 
 @pytest.mark.parametrize("arguments", [["promote", "3"], ["rollback"]])
-def test_a_dry_run_says_what_would_be_done_and_changes_nothing(
+def test_a_dry_run_shows_the_change_and_changes_nothing(
     root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
-    before = state(root)
-    registry.run_registry_command(root, [*arguments, "--dry-run"])
-    said = capsys.readouterr().out
-    assert said.startswith(f"would {arguments[0]}: {NAME} version ")
-    assert said.endswith("for version 2 (93.00%); nothing was changed\n")
-    assert state(root) == before
+    before = registry_state(root)
+    run(root, *arguments, "--dry-run")
+    message = capsys.readouterr().out
+    assert message.startswith(f"would {arguments[0]}: {NAME} version ")
+    assert message.endswith("replaces version 2 (93.00%); nothing was changed\n")
+    assert registry_state(root) == before
 
 
-def test_what_is_not_there_is_named(root: Path) -> None:
-    with pytest.raises(UserError, match=r"cifar10-resnet has no version 9; `make models` lists them"):
-        registry.run_registry_command(root, ["promote", "9"])
+def test_a_missing_version_or_model_is_an_error(root: Path) -> None:
+    with pytest.raises(UserError, match=r"cifar10-resnet has no version 9; `make registry` lists the versions"):
+        run(root, "promote", "9")
     write_params(root, register={"model_name": "other"})
     with pytest.raises(UserError, match=r"no model other is registered in sqlite.*; run `dvc repro register`"):
-        registry.run_registry_command(root, ["list"])
+        run(root, "list")

@@ -25,56 +25,56 @@ from cifar_resnet.files import write_json
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
-FIRST = np.array([0, 0, 1, 1, 2, 2])  # right on three
-SECOND = np.array([0, 1, 0, 1, 1, 1])  # right on five: one lost, three gained
+FIRST = np.array([0, 0, 1, 1, 2, 2])  # three are correct
+SECOND = np.array([0, 1, 0, 1, 1, 1])  # five are correct: one lost, three gained
 PIXELS = tiny_images(1, seed=0).pixels[:6]
 
 
-def side(name: str, predicted: np.ndarray, confidence: float = 0.9) -> RevisionResult:  # type: ignore[type-arg]
+def make_result(name: str, predicted: np.ndarray, confidence: float = 0.9) -> RevisionResult:  # type: ignore[type-arg]
     probabilities = np.full((len(predicted), 3), (1 - confidence) / 2)
     probabilities[np.arange(len(predicted)), predicted] = confidence - 0.01 * np.arange(len(predicted))
     return RevisionResult(name, probabilities, TRUE, CLASSES)
 
 
-def write(root: Path, predicted: np.ndarray) -> None:  # type: ignore[type-arg]
-    logits = np.log(side("", predicted).probabilities)
+def write_outputs(root: Path, predicted: np.ndarray) -> None:  # type: ignore[type-arg]
+    logits = np.log(make_result("", predicted).probabilities)
     write_array(root / LOGITS, np.stack([logits, logits]))
     write_array(root / LABELS, TRUE)
     write_array(root / IMAGES, PIXELS)
     write_json(root / CONFIG, {"classes": CLASSES, "temperature": 2.0})
 
 
-def test_the_report_counts_what_was_gained_and_lost() -> None:
-    lines = comparison_report(side("old", FIRST), side("new", SECOND)).splitlines()
+def test_the_report_counts_gained_and_lost_images() -> None:
+    lines = comparison_report(make_result("old", FIRST), make_result("new", SECOND)).splitlines()
     assert lines[0] == "old: 50.00%, new: 83.33% of 6 test images"
     # (3 - 1) / 8 = 1/4, its variance ((3 + 1 + 1) - 2 * 2 / 8) / 8 ** 2; at most 1 of 4 fair coins, both ways: 2 x 5/16
     assert lines[1] == (
         "difference +33.33 points (95 % interval -26.97 to +76.97), p = 0.62 on 6 images (McNemar's exact test)"
     )
-    assert lines[2] == "both right 2, only old 1, only new 3, neither 0"
+    assert lines[2] == "correct: both 2, only old 1, only new 3, neither 0"
     assert [line.split() for line in lines[4:]] == [["cat", "1", "1", "+0.0"], ["dog", "2", "0", "+66.7"]]
 
 
-def test_other_test_data_are_not_compared() -> None:
+def test_results_on_different_test_data_raise_an_error() -> None:
     other = RevisionResult("other", np.eye(3)[FIRST], TRUE[::-1], CLASSES)
-    with pytest.raises(UserError, match="old and other were measured on different test data"):
-        comparison_report(side("old", FIRST), other)
+    with pytest.raises(UserError, match="old and other were evaluated on different test data"):
+        comparison_report(make_result("old", FIRST), other)
 
 
-def test_the_picture_shows_the_surest_mistakes_first(tmp_path: Path) -> None:
-    write(tmp_path, FIRST)
-    figure = plot_differences(side("workspace", FIRST), side("new", SECOND), tmp_path)
+def test_the_figure_shows_the_most_confident_mistakes_first(tmp_path: Path) -> None:
+    write_outputs(tmp_path, FIRST)
+    figure = plot_differences(make_result("workspace", FIRST), make_result("new", SECOND), tmp_path)
     assert [axes.get_title() for axes in figure.axes] == [
         *("lost:\ncat → dog", "gained:\ndog → cat", "gained:\nowl → dog", "gained:\nowl → dog")
     ]
-    shown = [axes.images[0].get_array().transpose(2, 0, 1) for axes in figure.axes]
-    assert all(np.array_equal(image, PIXELS[row]) for image, row in zip(shown, (1, 2, 4, 5), strict=True))
-    assert figure.get_suptitle() == "Answers of workspace → new"
-    same = plot_differences(side("a", FIRST), side("b", FIRST), tmp_path)
-    assert "the same images right" in same.texts[0].get_text()
+    drawn = [axes.images[0].get_array().transpose(2, 0, 1) for axes in figure.axes]
+    assert all(np.array_equal(image, PIXELS[row]) for image, row in zip(drawn, (1, 2, 4, 5), strict=True))
+    assert figure.get_suptitle() == "Predicted class: workspace → new"
+    same = plot_differences(make_result("a", FIRST), make_result("b", FIRST), tmp_path)
+    assert "a and b classify the same images correctly" in same.texts[0].get_text()
 
 
-def test_revisions_are_read_from_git_and_dvc(
+def test_results_are_read_from_git_and_dvc(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(*arguments: str) -> None:
@@ -82,21 +82,21 @@ def test_revisions_are_read_from_git_and_dvc(
         subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, check=True)
 
     dvc = (sys.executable, "-m", "dvc")
-    write(tmp_path, FIRST)
+    write_outputs(tmp_path, FIRST)
     run("git", "init", "--quiet")
     run(*dvc, "init", "--quiet")
     run(*dvc, "add", "--quiet", LOGITS, LABELS, IMAGES)
     run("git", "add", "--all")
     run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "--quiet", "--message", "first")
-    write(tmp_path, SECOND)
+    write_outputs(tmp_path, SECOND)
 
     head = read_result(tmp_path, "HEAD")
     assert head.predicted.tolist() == FIRST.tolist()
-    odds = side("", FIRST).probabilities[0]
-    assert head.probabilities[0] == pytest.approx(np.sqrt(odds) / np.sqrt(odds).sum())  # the temperature is 2
+    unscaled = make_result("", FIRST).probabilities[0]
+    assert head.probabilities[0] == pytest.approx(np.sqrt(unscaled) / np.sqrt(unscaled).sum())  # the temperature is 2
     monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", "--output", str(tmp_path / "out.png")])
     assert command.main(tmp_path) == 0
-    assert "both right 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out
+    assert "correct: both 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"nonsense: no data/model/model.json"):
         read_result(tmp_path, "nonsense")

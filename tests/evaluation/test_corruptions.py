@@ -15,7 +15,7 @@ def generator() -> Generator:
 
 
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
-def test_every_corruption_repeats_itself_and_leaves_the_input_alone(name: str) -> None:
+def test_corruptions_are_deterministic_and_do_not_change_their_input(name: str) -> None:
     before = PIXELS.copy()
     first, again, other = (corruptions.corrupt(PIXELS, name, 3, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(PIXELS, before)
@@ -27,17 +27,17 @@ def test_every_corruption_repeats_itself_and_leaves_the_input_alone(name: str) -
 
 
 @pytest.mark.parametrize("name", corruptions.CORRUPTIONS)
-def test_every_severity_is_further_from_the_image_than_the_one_before(name: str) -> None:
+def test_the_distance_from_the_image_grows_with_the_severity(name: str) -> None:
     smooth = np.clip(np.cumsum(np.cumsum(PIXELS / 2000.0, axis=2), axis=3) * 2 + PIXELS / 8, 20, 235).astype(np.uint8)
-    found = [corruptions.corrupt(smooth, name, severity).astype(int) - smooth for severity in range(1, 6)]
-    distances = [float(np.abs(difference).mean()) for difference in found]
+    differences = [corruptions.corrupt(smooth, name, severity).astype(int) - smooth for severity in range(1, 6)]
+    distances = [float(np.abs(difference).mean()) for difference in differences]
     assert distances == sorted(distances)
     assert distances[0] > 0
 
 
-def test_noises_have_the_deviation_that_they_say() -> None:
+def test_noise_has_the_requested_std() -> None:
     grey = torch.full((50, 3, 32, 32), 0.5)
-    # 153,600 values: the standard error of a deviation is 0.2 % of it
+    # 153,600 values: the standard error of a std is 0.2 % of it
     assert (corruptions.gaussian_noise(grey, 0.1, generator()) - grey).std().item() == pytest.approx(0.1, rel=0.02)
     assert (corruptions.shot_noise(grey, 50, generator()) - grey).std().item() == pytest.approx(0.1, rel=0.02)
     changed = corruptions.impulse_noise(grey, 0.1, generator())
@@ -45,15 +45,15 @@ def test_noises_have_the_deviation_that_they_say() -> None:
     assert (changed == 0).sum().item() == pytest.approx((changed == 1).sum().item(), rel=0.05)
 
 
-def test_blurs_keep_an_even_picture_and_spread_a_point() -> None:
-    even, point = torch.full((2, 3, 32, 32), 0.3), torch.zeros(2, 3, 32, 32)
+def test_blurs_keep_a_uniform_image_and_spread_a_point() -> None:
+    uniform, point = torch.full((2, 3, 32, 32), 0.3), torch.zeros(2, 3, 32, 32)
     point[:, :, 16, 16] = 1
     for blur, strength in (
         (corruptions.defocus_blur, (1.5, 0.1)),
         (corruptions.motion_blur, 2.0),
         (corruptions.zoom_blur, 1.2),
     ):
-        torch.testing.assert_close(blur(even, strength, generator()), even)
+        torch.testing.assert_close(blur(uniform, strength, generator()), uniform)
         spread = blur(point, strength, generator())
         assert 0 < spread[0, 0, 16, 16] < 1
         assert (spread[0, 0] > 0.001).sum() > 3
@@ -61,7 +61,7 @@ def test_blurs_keep_an_even_picture_and_spread_a_point() -> None:
     assert disk[0, 0, 15:18, 15:18].flatten().tolist() == pytest.approx([0, 0.2, 0, 0.2, 0.2, 0.2, 0, 0.2, 0])
 
 
-def test_a_shift_by_whole_pixels_and_a_magnification_by_two_are_exact() -> None:
+def test_integer_shifts_and_a_zoom_of_two_are_exact() -> None:
     image = torch.rand((1, 1, 32, 32), generator=generator())
     moved = corruptions.zoom_and_shift(image, 1.0, torch.tensor([[3.0, 1.0]]))
     torch.testing.assert_close(moved[0, 0, 1:, 3:], image[0, 0, :-1, :-3], atol=1e-5, rtol=0)
@@ -73,17 +73,17 @@ def test_a_shift_by_whole_pixels_and_a_magnification_by_two_are_exact() -> None:
     torch.testing.assert_close(magnified[0, 0, 0].diff(), torch.full((31,), 0.5 / 32), atol=1e-5, rtol=0)
 
 
-def test_fog_whitens_and_keeps_the_brightest_value_in_reach() -> None:
+def test_fog_lightens_dark_pixels_up_to_the_brightest_value() -> None:
     black = torch.zeros(3, 3, 32, 32)
     black[:, :, 0, 0] = 0.8
     foggy = corruptions.fog(black, (1.0, 2.0), generator())
-    # black below the thickest cloud becomes 1 x 0.8 / 1.8, and nothing passes 0.8
+    # black below the thickest cloud becomes 1 x 0.8 / 1.8; the maximum is 0.8
     assert foggy[:, :, 1:].amax(dim=(1, 2, 3)).tolist() == pytest.approx([0.8 / 1.8] * 3, rel=0.02)
     assert foggy.max() <= 0.8
     assert foggy.min() >= 0
 
 
-def test_brightness_and_contrast_are_those_worked_out_by_hand() -> None:
+def test_brightness_and_contrast_match_values_calculated_by_hand() -> None:
     image = torch.tensor([0.4, 0.2, 0.1]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
     bright = corruptions.brightness(image, 0.2, generator())[0, :, 0, 0]
     assert bright.tolist() == pytest.approx([0.6, 0.3, 0.15])
@@ -92,7 +92,7 @@ def test_brightness_and_contrast_are_those_worked_out_by_hand() -> None:
     assert corruptions.contrast(halves, 0.5, generator()).unique().tolist() == pytest.approx([0.3, 0.5])
 
 
-def test_pixels_of_a_coarser_picture_are_means() -> None:
+def test_pixelate_averages_areas() -> None:
     image = torch.rand((1, 3, 32, 32), generator=generator())
     coarse = corruptions.pixelate(image, 16, generator())
     assert coarse[0, 0, 0, 0].item() == pytest.approx(image[0, 0, :2, :2].mean().item())
@@ -102,13 +102,13 @@ def test_pixels_of_a_coarser_picture_are_means() -> None:
     assert uneven[0, 0, 0, 0].item() == pytest.approx((image[0, 0, :2, :2] * weights).sum().item() / (16 / 9))
 
 
-def test_jpeg_is_pillows() -> None:
-    found = corruptions.corrupt(RAMP, "jpeg", 1)
-    assert 0 < np.abs(found.astype(int) - RAMP).mean() < 8
-    assert np.array_equal(found[0], found[3])
+def test_jpeg_changes_images_and_is_deterministic() -> None:
+    decoded = corruptions.corrupt(RAMP, "jpeg", 1)
+    assert 0 < np.abs(decoded.astype(int) - RAMP).mean() < 8
+    assert np.array_equal(decoded[0], decoded[3])
 
 
-def test_the_part_is_stratified_and_always_the_same() -> None:
+def test_the_balanced_subset_is_stratified_and_deterministic() -> None:
     labels = np.array([0] * 50 + [1] * 50 + [2] * 3)
     rows = corruptions.balanced_subset(labels, 10)
     assert np.bincount(labels[rows]).tolist() == [10, 10, 3]

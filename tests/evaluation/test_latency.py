@@ -5,12 +5,12 @@ import numpy as np
 from cifar_resnet.evaluation import latency
 
 
-def test_rates_are_those_of_an_answer_of_known_length() -> None:
-    def answer(pixels: np.ndarray, *, batch_size: int) -> None:  # type: ignore[type-arg]
+def test_latency_and_throughput_match_a_function_of_known_duration() -> None:
+    def predict_fn(pixels: np.ndarray, *, batch_size: int) -> None:  # type: ignore[type-arg]
         assert batch_size == len(pixels)
         time.sleep(0.002 if len(pixels) == 1 else 0.02)
 
-    found = latency.measure_latency(answer, np.zeros((300, 3, 32, 32), np.uint8))
-    assert 2 <= found["latency_milliseconds"] < 20  # a sleep never ends early; how late depends on the machine
-    assert 256 / 0.2 < found["images_per_second"] <= 256 / 0.02
-    assert found["latency_milliseconds_spread"] >= 0
+    metrics = latency.measure_latency(predict_fn, np.zeros((300, 3, 32, 32), np.uint8))
+    assert 2 <= metrics["latency_milliseconds"] < 20  # a sleep never ends early; how late depends on the machine
+    assert 256 / 0.2 < metrics["images_per_second"] <= 256 / 0.02
+    assert metrics["latency_milliseconds_spread"] >= 0

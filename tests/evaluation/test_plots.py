@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from cifar_resnet.evaluation import plots
-from cifar_resnet.search.plots import plot_accuracy_cost, plot_importance
 from cifar_resnet.training.history import EpochRecord
 
 HISTORY = [EpochRecord(e, 2.0 / e, 0.3 * e, 1.0 / e, 0.2 * e, 0.1, 9.0, 100.0) for e in (1, 2, 3)]
@@ -16,17 +15,17 @@ def test_learning_curves_draw_the_history_with_labelled_axes() -> None:
     assert all(axes.get_xlabel() == "epoch" and axes.get_ylabel() for axes in (loss, accuracy))
 
 
-def test_learning_curves_leave_out_what_was_not_measured() -> None:
-    blind = [EpochRecord(1, 2.0, 0.3, None, None, 0.1, 9.0, 100.0)]
-    assert [line.get_label() for line in plots.plot_learning_curves(blind).axes[0].lines] == ["train"]
+def test_learning_curves_skip_validation_without_validation_images() -> None:
+    history = [EpochRecord(1, 2.0, 0.3, None, None, 0.1, 9.0, 100.0)]
+    assert [line.get_label() for line in plots.plot_learning_curves(history).axes[0].lines] == ["train"]
 
 
-def test_the_confusion_matrix_writes_every_count_and_colours_mistakes_only() -> None:
+def test_the_confusion_matrix_has_every_count_and_colours_only_mistakes() -> None:
     axes = plots.plot_confusion_matrix(np.array([[90, 1], [2, 80]]), ["cat", "dog"]).axes[0]
     assert [text.get_text() for text in axes.texts] == ["90", "1", "2", "80"]
-    shown = axes.images[0].get_array()
-    assert shown is not None
-    assert shown.tolist() == [[0, 1], [2, 0]]
+    colours = axes.images[0].get_array()
+    assert colours is not None
+    assert colours.tolist() == [[0, 1], [2, 0]]
 
 
 def test_class_scores_are_ordered_by_recall_with_their_interval() -> None:
@@ -61,19 +60,19 @@ def test_the_coverage_curve_ends_with_the_accuracy_of_all_images() -> None:
     curve = [{"coverage": percent / 100, "accuracy": 1 - percent / 500} for percent in range(1, 101)]
     axes = plots.plot_accuracy_coverage(curve).axes[0]
     assert axes.lines[0].get_xydata()[[0, -1]].tolist() == [[0.01, 0.998], [1.0, 0.8]]
-    assert axes.get_title() == "All images: 80.0%; the most confident 90 %: 82.0%"
+    assert axes.get_title() == "All images: 80.0%; most confident 90 %: 82.0%"
 
 
-def test_the_gallery_shows_every_image_with_its_caption() -> None:
+def test_the_gallery_has_every_image_with_its_caption() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), np.uint8)
     figure = plots.plot_gallery(pixels, [f"image {n}" for n in range(7)], "Seven images")
     axes = figure.axes
     assert figure.get_suptitle() == "Seven images"
-    assert [each.get_title() for each in axes] == [f"image {n}" for n in range(7)]
+    assert [image_axes.get_title() for image_axes in axes] == [f"image {n}" for n in range(7)]
     assert np.array_equal(axes[6].images[0].get_array(), pixels[6].transpose(1, 2, 0))
 
 
-def test_the_heat_map_writes_the_accuracy_of_every_severity() -> None:
+def test_the_heat_map_has_the_accuracy_at_every_severity() -> None:
     axes = plots.plot_corruptions(
         [
             {"corruption": "shot_noise", "mean": 0.75, "severity_1": 0.9, "severity_2": 0.6},
@@ -87,26 +86,10 @@ def test_the_heat_map_writes_the_accuracy_of_every_severity() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2"]
 
 
-def test_filters_are_stretched_to_their_own_range() -> None:
+def test_filters_are_scaled_to_their_own_range() -> None:
     figure = plots.plot_first_filters(np.arange(24.0).reshape(2, 3, 2, 2))
     assert "2 filters of 2x2 pixels" in figure.get_suptitle()
     axes = figure.axes
     assert len(axes) == 2
-    shown = axes[1].images[0].get_array()
-    assert (shown.min(), shown.max()) == (0, 1)
-
-
-def test_accuracy_against_cost_marks_the_front_and_writes_costs_with_units() -> None:
-    axes = plot_accuracy_cost([2e7, 4e7, 3e7], [0.5, 0.675, 0.45], [0, 1], [7, 8, 9], "multiply-adds").axes[0]
-    points, front = axes.lines
-    assert list(points.get_ydata()) == [0.5, 0.675, 0.45]
-    assert front.get_xydata().tolist() == [[2e7, 0.5], [4e7, 0.675]]
-    assert [text.get_text() for text in axes.texts] == ["7", "8"]
-    assert axes.xaxis.get_major_formatter()(2e7) == "20 M"
-    assert axes.yaxis.get_major_formatter()(0.675) == "67.5%"
-
-
-def test_the_largest_share_of_the_variance_is_on_top() -> None:
-    axes = plot_importance({"model.head_pool_kernel": 0.25, "model.layers": 0.75}).axes[0]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["model.head_pool_kernel", "model.layers"]
-    assert [bar.get_width() for bar in axes.patches] == [0.25, 0.75]
+    drawn = axes[1].images[0].get_array()
+    assert (drawn.min(), drawn.max()) == (0, 1)

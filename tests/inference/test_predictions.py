@@ -27,50 +27,55 @@ CAT = Prediction(0, "a.png", [3, 5], ["cat", "dog"], [0.75, 0.125])
 DOG = Prediction(1, "b.png", [5, 3], ["dog", "cat"], [0.5, 0.25])
 
 
-def written(kind: str, *found: Prediction) -> str:
+def write(output_format: str, *rows: Prediction) -> str:
     stream = StringIO()
-    predictions.WRITERS[kind](stream, iter(found))
+    predictions.WRITERS[output_format](stream, iter(rows))
     return stream.getvalue()
 
 
 def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: Path) -> None:
-    chunks, tally = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"]), Chunk(list("bcd"), PIXELS[1:4], [])], Counts()
-    found = list(predictions.predict_images(project / "data/model", chunks, tally, strict=False, batch_size=4, top=3))
-    model, card = saved_model.load_model(project / "data/model", select_device())
-    used, _ = select_dtype("auto", select_device())
-    logits = predictor.predict_logits(model, PIXELS[:4], batch_size=4, precision=used, augmented=True).numpy()
-    for place, (prediction, row) in enumerate(zip(found, softmax(logits, card["temperature_tta"]), strict=True)):
-        assert (prediction.index, prediction.file) == (place, "abcd"[place])
+    chunks, counts = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"]), Chunk(list("bcd"), PIXELS[1:4], [])], Counts()
+    folder, target = project / "data/model", select_device()
+    results = list(predictions.predict_images(folder, chunks, counts, target=target, strict=False, batch_size=4, top=3))
+    model, config = saved_model.load_model(folder, target)
+    precision, _ = select_dtype("auto", target)
+    logits = predictor.predict_logits(model, PIXELS[:4], batch_size=4, precision=precision, augmented=True).numpy()
+    for index, (prediction, row) in enumerate(zip(results, softmax(logits, config["temperature_tta"]), strict=True)):
+        assert (prediction.index, prediction.file) == (index, "abcd"[index])
         assert prediction.labels == np.argsort(-row)[:3].tolist()
-        assert prediction.class_names == [card["classes"][label] for label in prediction.labels]
+        assert prediction.class_names == [config["classes"][label] for label in prediction.labels]
         assert prediction.confidences == pytest.approx(np.sort(row)[::-1][:3].tolist(), rel=1e-2)  # bfloat16, by batch
-    assert (tally.predicted, tally.skipped) == (4, 1)
+    assert (counts.predicted, counts.skipped) == (4, 1)
 
 
-def test_the_temperature_of_augmented_answers_makes_confidences_milder(project: Path, tmp_path: Path) -> None:
-    card = json.loads((project / "data/model/model.json").read_text())
+def test_a_higher_temperature_tta_lowers_confidences(project: Path, tmp_path: Path) -> None:
+    config = json.loads((project / "data/model/model.json").read_text())
     (tmp_path / "model.safetensors").symlink_to(project / "data/model/model.safetensors")
 
     def confidences(temperature: float) -> list[float]:
-        (tmp_path / "model.json").write_text(json.dumps(card | {"temperature": 9.0, "temperature_tta": temperature}))
+        (tmp_path / "model.json").write_text(json.dumps(config | {"temperature": 9.0, "temperature_tta": temperature}))
         chunks = [Chunk(["a"] * 4, PIXELS[:4], [])]
-        found = predictions.predict_images(tmp_path, chunks, Counts(), strict=True, batch_size=4)
-        return [prediction.confidences[0] for prediction in found]
+        results = predictions.predict_images(
+            tmp_path, chunks, Counts(), target=select_device(), strict=True, batch_size=4
+        )
+        return [prediction.confidences[0] for prediction in results]
 
-    assert all(mild < sure for mild, sure in zip(confidences(2.0), confidences(1.0), strict=True))
+    assert all(higher < lower for higher, lower in zip(confidences(2.0), confidences(1.0), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("card", "plain", "augmented"),
+    ("config", "plain", "augmented"),
     [({}, 1.0, 1.0), ({"temperature": 2.0}, 2.0, 2.0), ({"temperature": 2.0, "temperature_tta": 3.0}, 2.0, 3.0)],
 )
-def test_a_card_of_any_age_has_both_temperatures(card: dict[str, float], plain: float, augmented: float) -> None:
-    assert saved_model.fitted_temperature(card, augmented=False) == plain
-    assert saved_model.fitted_temperature(card, augmented=True) == augmented
+def test_configs_of_early_models_have_both_temperatures(
+    config: dict[str, float], plain: float, augmented: float
+) -> None:
+    assert saved_model.fitted_temperature(config, augmented=False) == plain
+    assert saved_model.fitted_temperature(config, augmented=True) == augmented
 
 
 def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) -> None:
-    """With the real network, by time on the processors, the median of three: other work on the machine changes it."""
+    """Measures CPU time with the real network; the median of three, because other processes disturb it."""
     values = load_params(ROOT / "params.yaml").model
     statistics = {"channel_mean": [0.5] * 3, "channel_std": [0.25] * 3, "classes": list(cifar10.CLASSES)}
     saved_model.save_model(
@@ -78,67 +83,68 @@ def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) 
     )
     pixels = np.tile(PIXELS, (60, 1, 1, 1))
     np.save(tmp_path / "a.npy", pixels)
-    model, _ = saved_model.load_model(tmp_path, select_device())
-    used, _ = select_dtype("auto", select_device())
+    target = select_device()
+    model, _ = saved_model.load_model(tmp_path, target)
+    precision, _ = select_dtype("auto", target)
 
-    def share() -> float:
+    def network_share() -> float:
         chunks, stream = image_reader.read_images(["a.npy"], tmp_path, batch_size=200), StringIO()
-        rows = predictions.predict_images(tmp_path, chunks, Counts(), strict=True, batch_size=200)
-        predictions.write_predictions_csv(stream, islice(rows, 200))  # the model is loaded and warm
+        rows = predictions.predict_images(tmp_path, chunks, Counts(), target=target, strict=True, batch_size=200)
+        predictions.write_predictions_csv(stream, islice(rows, 200))  # loads the model and warms it up
         start = time.process_time()
         predictions.write_predictions_csv(stream, rows)
-        whole, start = time.process_time() - start, time.process_time()
-        predictor.predict_logits(model, pixels[200:], batch_size=200, precision=used, augmented=True)
+        total, start = time.process_time() - start, time.process_time()
+        predictor.predict_logits(model, pixels[200:], batch_size=200, precision=precision, augmented=True)
         assert len(stream.getvalue().splitlines()) == 601
-        return (time.process_time() - start) / whole
+        return (time.process_time() - start) / total
 
-    assert median(share() for _ in range(3)) >= 0.8
+    assert median(network_share() for _ in range(3)) >= 0.8
 
 
-def test_strict_makes_a_refusal_an_error_and_nothing_is_one_too(
+def test_a_read_error_with_strict_and_no_image_at_all_are_errors(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = project / "data/model"
-    refused = Chunk([], PIXELS[:0], ["bad.png: broken"])
+    folder, target = project / "data/model", select_device()
+    unreadable = Chunk([], PIXELS[:0], ["bad.png: broken"])
     with pytest.raises(UserError, match=r"^bad.png: broken$"):
-        list(predictions.predict_images(folder, [refused], Counts(), strict=True, batch_size=4))
+        list(predictions.predict_images(folder, [unreadable], Counts(), target=target, strict=True, batch_size=4))
     with pytest.raises(UserError, match="no image to predict"):
-        list(predictions.predict_images(folder, [refused], Counts(), strict=False, batch_size=4))
-    assert capsys.readouterr().err == "left out: bad.png: broken\n"
+        list(predictions.predict_images(folder, [unreadable], Counts(), target=target, strict=False, batch_size=4))
+    assert capsys.readouterr().err == "skipped: bad.png: broken\n"
 
 
-def test_the_csv_has_two_columns_for_every_class_told() -> None:
-    assert written("csv", CAT, DOG) == (
+def test_the_csv_has_two_columns_per_class() -> None:
+    assert write("csv", CAT, DOG) == (
         "index,file,label,class_name,confidence,class_name_2,confidence_2\n"
         "0,a.png,3,cat,0.750000,dog,0.125000\n"
         "1,b.png,5,dog,0.500000,cat,0.250000\n"
     )
 
 
-def test_the_json_is_an_array_with_one_object_a_line() -> None:
-    text = written("json", CAT, DOG)
+def test_the_json_is_an_array_with_one_object_per_line() -> None:
+    text = write("json", CAT, DOG)
     assert json.loads(text)[1]["classes"][0] == {"label": 5, "class_name": "dog", "confidence": 0.5}
     assert len(text.splitlines()) == 4
 
 
-def test_the_table_is_a_line_an_image() -> None:
-    assert written("table", CAT) == "cat         75.0%  dog         12.5%  a.png\n"
+def test_the_table_has_one_line_per_image() -> None:
+    assert write("table", CAT) == "cat         75.0%  dog         12.5%  a.png\n"
 
 
 @given(st.lists(st.text(st.characters(codec="utf-16", exclude_categories=[])), min_size=1, max_size=5))
-def test_names_of_any_kind_leave_the_csv_and_the_json_well_formed(names: list[str]) -> None:
-    shown = [image_reader.printable(name) for name in names]
-    found = [Prediction(index, name, [0], ["cat"], [1.0]) for index, name in enumerate(shown)]
-    table = written("csv", *found)
+def test_any_names_leave_the_csv_and_the_json_well_formed(names: list[str]) -> None:
+    printable_names = [image_reader.printable(name) for name in names]
+    rows = [Prediction(index, name, [0], ["cat"], [1.0]) for index, name in enumerate(printable_names)]
+    table = write("csv", *rows)
     table.encode()
     assert [row["file"].removeprefix("'") for row in csv.DictReader(StringIO(table))] == [
-        name.removeprefix("'") for name in shown
+        name.removeprefix("'") for name in printable_names
     ]
     assert len(table.splitlines()) == len(names) + 1
-    assert [entry["file"] for entry in json.loads(written("json", *found))] == shown
+    assert [entry["file"] for entry in json.loads(write("json", *rows))] == printable_names
 
 
 @pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-a.png", "@a.png"])
-def test_no_name_is_a_formula(name: str) -> None:
-    table = written("csv", Prediction(0, name, [0], ["cat"], [1.0]))
+def test_no_name_is_written_as_a_formula(name: str) -> None:
+    table = write("csv", Prediction(0, name, [0], ["cat"], [1.0]))
     assert list(csv.reader(StringIO(table)))[1][1] == f"'{name}"

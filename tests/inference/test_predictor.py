@@ -17,10 +17,10 @@ def model(*, mirrored: bool = True) -> resnet.ResNet:
 
 
 def test_the_batch_size_does_not_change_the_logits() -> None:
-    one, all_at_once = (
+    several_batches, one_batch = (
         predictor.predict_logits(model(), PIXELS, batch_size=size, precision=torch.float32) for size in (3, 20)
     )
-    torch.testing.assert_close(one, all_at_once, atol=1e-5, rtol=1e-5)  # sums in another order
+    torch.testing.assert_close(several_batches, one_batch, atol=1e-5, rtol=1e-5)  # the order of the sums differs
 
 
 @pytest.mark.parametrize("mirrored", [True, False])
@@ -32,8 +32,8 @@ def test_augmented_logits_weigh_six_views(mirrored: bool) -> None:
         view = np.ascontiguousarray(padded[:, :, offset : offset + 32, offset : offset + 32])
         for side in (view, np.ascontiguousarray(view[..., ::-1])):
             expected += weight * predictor.predict_logits(net, side, batch_size=20, precision=torch.float32)
-    found = predictor.predict_logits(net, PIXELS, batch_size=20, precision=torch.float32, augmented=True)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    logits = predictor.predict_logits(net, PIXELS, batch_size=20, precision=torch.float32, augmented=True)
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_no_images_give_no_logits() -> None:

@@ -1,4 +1,4 @@
-"""Training broken off and taken up again, in one process; tests/test_faults.py kills real ones."""
+"""An interrupted and resumed training in one process; tests/faults/test_faults.py kills real trainings."""
 
 from itertools import islice
 from pathlib import Path
@@ -21,53 +21,53 @@ PARAMS = tiny_params(
     train={"warmup_epochs": 0.5, "cutout": 4, "trivial_augment_probability": 0.5, "sam_rho": 0.1},
     checkpoint={"minutes": 1e-9},
 )
-MOMENTS = 3 * (3 + 1)  # epochs of three steps and an end
+NUM_RECORDS = 3 * (3 + 1)  # three epochs, each with three steps and an end
 
 
-def run(folder: Path, optimizer: str, stop_after: int = MOMENTS) -> tuple[TrainState, list[EpochRecord]]:
-    """Train from where the folder's state stands, to the end or to the death of the process after some moments."""
+def train(folder: Path, optimizer: str, num_records: int = NUM_RECORDS) -> tuple[TrainState, list[EpochRecord]]:
+    """Train from the state saved in `folder`, up to the end or, as if killed, for some records."""
     params = PARAMS.train.model_copy(update={"optimizer": optimizer})
     torch.manual_seed(0)
     model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
-    state, saved = TrainState(model, params), Checkpoint(folder, minutes=1e-9)
-    history = resume.resume(state, saved, World())
-    moments = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
-    guarded = resume.checkpointed(moments, state, history, saved, PARAMS.checkpoint, Event(), World())
-    for _ in islice(guarded, stop_after):
+    state, checkpoint = TrainState(model, params), Checkpoint(folder, minutes=1e-9)
+    history = resume.resume(state, checkpoint, World())
+    records = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
+    records = resume.checkpointed(records, state, history, checkpoint, PARAMS.checkpoint, Event(), World())
+    for _ in islice(records, num_records):
         pass
     return state, history
 
 
 def results(state: TrainState, history: list[EpochRecord]) -> tuple[dict[str, bytes], list[dict[str, float]]]:
-    """Weights as bytes, and the records but for wall-clock columns."""
+    """The weights as bytes, and the records without the measured times."""
     clocks = {"seconds", "images_per_second"}
     rows = [{key: value for key, value in record.metrics().items() if key not in clocks} for record in history]
     return {key: value.numpy().tobytes() for key, value in state.ema.state_dict().items()}, rows
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "sgd"])
-def test_broken_off_after_any_step_or_epoch_it_ends_as_unbroken_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
-    (tmp_path / "unbroken").mkdir()
-    unbroken = results(*run(tmp_path / "unbroken", optimizer))
-    for moment in range(1, MOMENTS):
-        folder = tmp_path / str(moment)
+def test_a_training_resumed_after_any_step_or_epoch_ends_with_the_same_bytes(tmp_path: Path, optimizer: str) -> None:
+    (tmp_path / "uninterrupted").mkdir()
+    uninterrupted = results(*train(tmp_path / "uninterrupted", optimizer))
+    for num_records in range(1, NUM_RECORDS):
+        folder = tmp_path / str(num_records)
         folder.mkdir()
-        run(folder, optimizer, stop_after=moment)
-        assert results(*run(folder, optimizer)) == unbroken, moment
+        train(folder, optimizer, num_records)
+        assert results(*train(folder, optimizer)) == uninterrupted, num_records
 
 
-def test_a_wish_to_stop_is_granted_after_the_step_with_the_state_saved(tmp_path: Path) -> None:
-    params, wish = PARAMS.train, Event()
+def test_the_stop_event_ends_training_after_the_step_and_saves_the_state(tmp_path: Path) -> None:
+    params, stop_event = PARAMS.train, Event()
     torch.manual_seed(0)
     state = TrainState(resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3), params)
-    saved = Checkpoint(tmp_path, minutes=10)
-    moments = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
-    guarded = resume.checkpointed(moments, state, [], saved, PARAMS.checkpoint, wish, World())
+    checkpoint = Checkpoint(tmp_path, minutes=10)
+    records = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
+    records = resume.checkpointed(records, state, [], checkpoint, PARAMS.checkpoint, stop_event, World())
     for _ in range(6):
-        next(guarded)
-    wish.set()
+        next(records)
+    stop_event.set()
     with pytest.raises(KeyboardInterrupt, match="the state after epoch 1 and 2 steps of the next is saved"):
-        next(guarded)
-    kept, _ = saved.load()
-    assert kept is not None
-    assert kept["state"]["progress"][0] == 1
+        next(records)
+    saved, _ = checkpoint.load()
+    assert saved is not None
+    assert saved["state"]["progress"][0] == 1

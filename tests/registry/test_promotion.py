@@ -23,6 +23,7 @@ from cifar_resnet.registry.promotion import (
     promotion_history,
     set_champion,
 )
+from cifar_resnet.tracking import client as tracking_client
 from cifar_resnet.tracking.client import connect, registry_lock
 
 POLICY = {"model_name": "model", "min_accuracy": 0.9, "max_parameters": 100, "min_gain": 0.001, "significance": 0.05}
@@ -34,23 +35,23 @@ def policy(**changes: object) -> RegisterParams:
     return tiny_params(register=POLICY | changes).register_
 
 
-def hits(accuracy: float, seed: int = 0, luck: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
-    """The same images for all seeds, apart from a share `luck` that is swapped between right and wrong."""
-    right = np.arange(IMAGES) < accuracy * IMAGES
-    random, swapped = np.random.default_rng(seed), round(luck * IMAGES / 2)
+def correct_mask(accuracy: float, seed: int = 0, noise: float = 0.0) -> np.ndarray:  # type: ignore[type-arg]
+    """The first images are correct, apart from a share `noise` that is swapped between correct and incorrect."""
+    correct = np.arange(IMAGES) < accuracy * IMAGES
+    random, swapped = np.random.default_rng(seed), round(noise * IMAGES / 2)
     for value in (True, False):
-        right[random.choice(np.flatnonzero(right == value), swapped, replace=False)] ^= True
-    return right
+        correct[random.choice(np.flatnonzero(correct == value), swapped, replace=False)] ^= True
+    return correct
 
 
-def add(client: MlflowClient, right: np.ndarray, **tags: object) -> int:  # type: ignore[type-arg]
-    evidence = {"accuracy": right.mean(), "parameters": 50, "test_data": "same", "test_correct": encode_mask(right)}
+def add_version(client: MlflowClient, correct: np.ndarray, **tags: object) -> int:  # type: ignore[type-arg]
+    evidence = {"accuracy": correct.mean(), "parameters": 50, "test_data": "same", "test_correct": encode_mask(correct)}
     values = {key: str(value) for key, value in (evidence | tags).items() if value is not None}
     return int(client.create_model_version(NAME, source="/nowhere", run_id=None, tags=values).version)
 
 
-def candidate(client: MlflowClient, accuracy: float, **tags: object) -> Decision:
-    return promote_if_better(client, add(client, hits(accuracy), **tags), policy())
+def register_candidate(client: MlflowClient, accuracy: float, **tags: object) -> Decision:
+    return promote_if_better(client, add_version(client, correct_mask(accuracy), **tags), policy())
 
 
 def aliases(client: MlflowClient) -> dict[str, int]:
@@ -58,8 +59,8 @@ def aliases(client: MlflowClient) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with the model and no version: to make the tables takes seconds, to copy them none."""
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with the model and no version. Creating the tables takes seconds, so tests copy this one."""
     root = tmp_path_factory.mktemp("empty")
     with pytest.MonkeyPatch.context() as patch:
         tiny(patch)
@@ -68,27 +69,27 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def client(empty: Path, tmp_path: Path) -> MlflowClient:
-    for file in empty.parent.glob("mlflow.db*"):  # with what is written ahead
+def client(empty_database: Path, tmp_path: Path) -> MlflowClient:
+    for file in empty_database.parent.glob("mlflow.db*"):  # with the write-ahead log
         shutil.copy(file, tmp_path)
     return connect(tmp_path)
 
 
-def test_the_first_within_the_policy_is_champion(client: MlflowClient) -> None:
+def test_the_first_version_within_the_policy_becomes_champion(client: MlflowClient) -> None:
     assert get_champion(client, NAME) is None
-    weak = candidate(client, 0.89)
+    weak = register_candidate(client, 0.89)
     assert (weak.champion, weak.reason) == (False, "accuracy 89.00% is below register.min_accuracy 90.00%")
-    large = candidate(client, 0.95, parameters=101)
+    large = register_candidate(client, 0.95, parameters=101)
     assert (large.champion, large.reason) == (False, "101 parameters, register.max_parameters allows 100")
     assert aliases(client) == {"challenger": 2}
-    first = candidate(client, 0.93)
+    first = register_candidate(client, 0.93)
     assert (first.champion, first.reason, first.comparison) == (True, "there was no champion", None)
     assert aliases(client) == {"challenger": 2, "champion": 3}
 
 
-def test_a_gain_beyond_luck_takes_the_alias_and_its_numbers_are_kept(client: MlflowClient) -> None:
-    candidate(client, 0.93)
-    better = candidate(client, 0.94)
+def test_a_significant_gain_takes_the_alias_and_its_numbers_are_stored(client: MlflowClient) -> None:
+    register_candidate(client, 0.93)
+    better = register_candidate(client, 0.94)
     assert (better.champion, better.previous_champion, better.previous_accuracy) == (True, 1, 0.93)
     assert better.comparison is not None
     assert (better.comparison.only_first, better.comparison.only_second) == (100, 0)
@@ -101,61 +102,61 @@ def test_a_gain_beyond_luck_takes_the_alias_and_its_numbers_are_kept(client: Mlf
     assert aliases(client) == {"champion": 2}
 
 
-def test_a_gain_that_may_be_luck_makes_a_challenger(client: MlflowClient) -> None:
-    promote_if_better(client, add(client, hits(0.93)), policy())
-    right = hits(0.932, luck=0.08)
-    lucky = promote_if_better(client, add(client, right), policy())
-    assert not lucky.champion
-    assert lucky.comparison is not None
-    assert lucky.comparison.difference == pytest.approx(0.002)
-    assert lucky.comparison.p_value > 0.05
-    assert "may be luck, register.significance is 0.05" in lucky.reason
+def test_a_gain_that_is_not_significant_makes_a_challenger(client: MlflowClient) -> None:
+    promote_if_better(client, add_version(client, correct_mask(0.93)), policy())
+    correct = correct_mask(0.932, noise=0.08)
+    decision = promote_if_better(client, add_version(client, correct), policy())
+    assert not decision.champion
+    assert decision.comparison is not None
+    assert decision.comparison.difference == pytest.approx(0.002)
+    assert decision.comparison.p_value > 0.05
+    assert "is not significant, register.significance is 0.05" in decision.reason
     assert aliases(client) == {"champion": 1, "challenger": 2}
-    without = promote_if_better(client, 2, policy(significance=1.0))
-    assert (without.champion, aliases(client)) == (True, {"champion": 2})
+    without_test = promote_if_better(client, 2, policy(significance=1.0))
+    assert (without_test.champion, aliases(client)) == (True, {"champion": 2})
 
 
 @pytest.mark.parametrize("accuracy", [0.93, 0.92, 0.9309])
-def test_no_gain_and_one_below_min_gain_leave_the_champion(client: MlflowClient, accuracy: float) -> None:
-    candidate(client, 0.93)
-    equal = candidate(client, accuracy)
+def test_without_a_gain_of_min_gain_the_champion_stays(client: MlflowClient, accuracy: float) -> None:
+    register_candidate(client, 0.93)
+    equal = register_candidate(client, accuracy)
     assert not equal.champion
-    assert "is too little gain, register.min_gain is 0.001" in equal.reason
+    assert "is too small a gain, register.min_gain is 0.001" in equal.reason
     assert aliases(client) == {"champion": 1, "challenger": 2}
 
 
-def test_the_champion_again_stays_and_leaves_no_trace_in_the_history(client: MlflowClient) -> None:
-    candidate(client, 0.93)
+def test_registering_the_champion_again_adds_nothing_to_the_history(client: MlflowClient) -> None:
+    register_candidate(client, 0.93)
     again = promote_if_better(client, 1, policy(min_accuracy=0.99))
-    assert (again.champion, again.reason) == (True, "it was so before")
+    assert (again.champion, again.reason) == (True, "it is already the champion")
     assert len(promotion_history(client, NAME)) == 1
 
 
 def test_accuracies_on_other_test_data_are_not_compared(client: MlflowClient) -> None:
-    candidate(client, 0.93)
-    other = candidate(client, 0.99, test_data="other")
-    assert (other.champion, other.reason) == (False, "version 1 stays: it was measured on other test data")
+    register_candidate(client, 0.93)
+    other = register_candidate(client, 0.99, test_data="other")
+    assert (other.champion, other.reason) == (False, "version 1 stays: it was evaluated on other test data")
 
 
-def test_a_champion_without_evidence_is_not_beaten_by_numbers_alone(client: MlflowClient) -> None:
-    client.set_registered_model_alias(NAME, "champion", str(add(client, hits(0.93), test_correct=None)))
-    other = candidate(client, 0.99)
+def test_a_champion_without_a_mask_is_not_replaced(client: MlflowClient) -> None:
+    client.set_registered_model_alias(NAME, "champion", str(add_version(client, correct_mask(0.93), test_correct=None)))
+    other = register_candidate(client, 0.99)
     assert not other.champion
-    assert other.reason == "version 1 stays: what it had right is not recorded; register it again"
+    assert other.reason == "version 1 stays: its tag test_correct is missing; register it again"
 
 
 @given(st.lists(st.booleans(), max_size=50))
-def test_evidence_is_unpacked_as_it_was_packed(right: list[bool]) -> None:
-    assert decode_mask(encode_mask(np.array(right, dtype=bool))).tolist() == right
+def test_decoding_inverts_encoding(correct: list[bool]) -> None:
+    assert decode_mask(encode_mask(np.array(correct, dtype=bool))).tolist() == correct
 
 
-def test_evidence_of_the_test_data_fits_in_a_tag_of_postgresql() -> None:
-    assert len(encode_mask(np.random.default_rng(0).random(IMAGES) < 0.94)) < 1500  # 5,000 fit
+def test_a_mask_of_the_test_set_fits_in_a_tag_of_postgresql() -> None:
+    assert len(encode_mask(np.random.default_rng(0).random(IMAGES) < 0.94)) < 1500  # at most 5,000
 
 
 def test_rollback_goes_back_one_champion_at_a_time_and_is_recorded(client: MlflowClient) -> None:
     for accuracy in (0.92, 0.93, 0.94):
-        candidate(client, accuracy)
+        register_candidate(client, accuracy)
     for expected in (2, 1):
         assert previous_champion(client, NAME) == expected
         set_champion(client, NAME, expected, action="rollback", why="it errs on ships")
@@ -163,71 +164,71 @@ def test_rollback_goes_back_one_champion_at_a_time_and_is_recorded(client: Mlflo
         previous_champion(client, NAME)
     set_champion(client, NAME, 3, action="promote", why="ships again")
     assert previous_champion(client, NAME) == 1
-    found = promotion_history(client, NAME)
-    assert [(change.before, change.after) for change in found] == [(None, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 3)]
-    assert found[3].why == "it errs on ships"
-    assert "@" in found[3].who
-    assert found[3].when.endswith("+00:00")
+    history = promotion_history(client, NAME)
+    assert [(change.before, change.after) for change in history] == [(None, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 3)]
+    assert history[3].why == "it errs on ships"
+    assert "@" in history[3].who
+    assert history[3].when.endswith("+00:00")
 
 
-def test_the_gate_does_not_bring_back_what_was_rolled_back(client: MlflowClient) -> None:
-    candidate(client, 0.92)
-    candidate(client, 0.93)
+def test_the_policy_does_not_promote_a_version_that_was_rolled_back(client: MlflowClient) -> None:
+    register_candidate(client, 0.92)
+    register_candidate(client, 0.93)
     set_champion(client, NAME, 1, action="rollback", why="it errs on ships")
     again = promote_if_better(client, 2, policy())
     assert (again.champion, again.reason) == (
         False,
-        "it was rolled back (it errs on ships) and needs `promote 2` by hand",
+        "it was rolled back (it errs on ships); run `cifar-resnet registry promote 2` to override",
     )
     assert aliases(client) == {"champion": 1, "challenger": 2}
     set_champion(client, NAME, 2, action="promote", why="it does not")
     assert promote_if_better(client, 2, policy()).champion
 
 
-def test_an_alias_moved_elsewhere_rolls_back_to_the_last_recorded_champion(client: MlflowClient) -> None:
+def test_after_an_unrecorded_change_rollback_takes_the_last_recorded_champion(client: MlflowClient) -> None:
     for accuracy in (0.92, 0.93):
-        candidate(client, accuracy)
-    client.set_registered_model_alias(NAME, "champion", str(add(client, hits(0.5))))
+        register_candidate(client, accuracy)
+    client.set_registered_model_alias(NAME, "champion", str(add_version(client, correct_mask(0.5))))
     assert previous_champion(client, NAME) == 2
 
 
-def test_a_deleted_version_is_passed_over(client: MlflowClient) -> None:
+def test_rollback_skips_a_deleted_version(client: MlflowClient) -> None:
     for accuracy in (0.92, 0.93, 0.94):
-        candidate(client, accuracy)
+        register_candidate(client, accuracy)
     client.delete_model_version(NAME, "2")
     assert previous_champion(client, NAME) == 1
 
 
-def test_registrations_at_once_take_turns(client: MlflowClient, tmp_path: Path) -> None:
-    inside, most = 0, 0
+def test_concurrent_registrations_run_one_after_another(client: MlflowClient, tmp_path: Path) -> None:
+    running, most_running = 0, 0
 
     def register(accuracy: float) -> None:
-        nonlocal inside, most
+        nonlocal running, most_running
         with registry_lock(client, tmp_path):
-            inside += 1
-            most = max(most, inside)
-            candidate(client, accuracy)
+            running += 1
+            most_running = max(most_running, running)
+            register_candidate(client, accuracy)
             time.sleep(0.05)
-            inside -= 1
+            running -= 1
 
     threads = [threading.Thread(target=register, args=(accuracy,)) for accuracy in (0.95, 0.92, 0.94, 0.93)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == 1
-    present = get_champion(client, NAME)
-    assert present is not None
-    assert float(present.tags["accuracy"]) == 0.95
-    moves = promotion_history(client, NAME)
-    assert [change.before for change in moves] == [None, *(change.after for change in moves[:-1])]
-    assert moves[-1].after == int(present.version)
+    assert most_running == 1
+    champion = get_champion(client, NAME)
+    assert champion is not None
+    assert float(champion.tags["accuracy"]) == 0.95
+    history = promotion_history(client, NAME)
+    assert [change.before for change in history] == [None, *(change.after for change in history[:-1])]
+    assert history[-1].after == int(champion.version)
 
 
-def test_a_lock_that_is_not_given_up_is_named(
+def test_a_lock_that_stays_held_is_reported(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(promotion, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(tracking_client, "LOCK_SECONDS", 0.1)
     with (
         registry_lock(client, tmp_path),
         pytest.raises(UserError, match=r"mlflow\.db\.lock: another process"),
@@ -236,16 +237,15 @@ def test_a_lock_that_is_not_given_up_is_named(
         pass
 
 
-def test_a_champion_crowned_elsewhere_in_the_same_moment_is_said(
+def test_a_champion_set_elsewhere_at_the_same_time_is_reported(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candidate(client, 0.93)
-    move = set_champion
+    register_candidate(client, 0.93)
 
-    def overtaken(client: MlflowClient, name: str, version: int, **how: object) -> None:
-        move(client, name, version, **how)  # type: ignore[arg-type]
+    def set_and_lose(client: MlflowClient, name: str, version: int, **options: object) -> None:
+        set_champion(client, name, version, **options)  # type: ignore[arg-type]
         client.set_registered_model_alias(name, "champion", "1")
 
-    monkeypatch.setattr(promotion, "move", overtaken)
-    late = candidate(client, 0.94)
+    monkeypatch.setattr(promotion, "set_champion", set_and_lose)
+    late = register_candidate(client, 0.94)
     assert (late.champion, late.reason) == (False, "version 1 took the alias at the same time")

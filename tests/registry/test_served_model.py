@@ -11,6 +11,7 @@ import pytest
 from conftest import tiny_images
 from PIL import Image
 
+from cifar_resnet.device import select_device
 from cifar_resnet.inference import image_reader
 from cifar_resnet.inference.image_reader import Chunk
 from cifar_resnet.inference.predictions import Counts, predict_images
@@ -21,99 +22,100 @@ PIXELS = tiny_images(1, seed=0).pixels
 RAW = np.ascontiguousarray(PIXELS.transpose(0, 2, 3, 1))
 
 
-def photograph(kind: str = "PNG", size: tuple[int, int] = (90, 60)) -> bytes:
+def image_file(image_format: str = "PNG", size: tuple[int, int] = (90, 60)) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(RAW[0]).resize(size).save(stream, kind)
+    Image.fromarray(RAW[0]).resize(size).save(stream, image_format)
     return stream.getvalue()
 
 
-def text(content: bytes) -> str:
+def to_base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def objects(value: object) -> np.ndarray:  # type: ignore[type-arg]
-    """As MLflow reads the JSON of a request."""
+def object_array(value: object) -> np.ndarray:  # type: ignore[type-arg]
+    """The array that MLflow makes of the JSON of a request."""
     return np.array(value, dtype=object)
 
 
 def test_raw_images_keep_every_pixel() -> None:
-    for given in (RAW, objects(RAW.tolist())):
-        assert np.array_equal(served_model.parse_input(given), PIXELS)
+    for images in (RAW, object_array(RAW.tolist())):
+        assert np.array_equal(served_model.parse_input(images), PIXELS)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_a_photograph_is_made_small_as_predict_does(kind: str) -> None:
-    content = photograph(kind)
-    assert np.array_equal(
-        served_model.parse_input(objects([text(content)]))[0], image_reader.read_image(io.BytesIO(content))
-    )
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+def test_an_image_file_is_scaled_like_a_file_on_disk(image_format: str) -> None:
+    content = image_file(image_format)
+    (pixels,) = served_model.parse_input(object_array([to_base64(content)]))
+    assert np.array_equal(pixels, image_reader.read_image(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize(
-    ("given", "reason"),
+    ("value", "reason"),
     [
-        ([], r"shape \(0,\) found; integers 0 to 255 of shape \(N, 32, 32, 3\), or N texts"),
+        ([], r"shape \(0,\) found; integers 0 to 255 of shape \(N, 32, 32, 3\), or N strings"),
         (PIXELS.tolist(), r"shape \(10, 3, 32, 32\) found"),
         (RAW[0].tolist(), r"shape \(32, 32, 3\) found"),
         ([RAW[0].tolist(), "text"], r"shape \(2,\) found"),
         (7, r"shape \(\) found"),
         ((RAW[:1] / 255).tolist(), "float64 found; integers"),
-        ((RAW[:1].astype(int) + 200).tolist(), r"numbers from \d+ to \d+ found; integers"),
+        ((RAW[:1].astype(int) + 200).tolist(), r"values from \d+ to \d+ found; integers"),
         ((RAW[:1] > 9).tolist(), "bool found"),
         ([[[["a"] * 3] * 32] * 32], "<U1 found"),
         ([[[[10**30] * 3] * 32] * 32], "object found"),
         (["not base64!"], "image 0: not base64"),
         (["ä"], "image 0: not base64"),
-        ([text(photograph()), text(b"GIF89a")], "image 1: neither PNG nor JPEG"),
-        ([text(photograph()[:99])], r"^image 0: not readable: "),
-        (["A" * 20_000_001], "image 0: 20,000,001 characters found, 20,000,000 allowed"),
-        (["A"] * 2001, "2,001 images found, 2,000 in a request allowed"),
+        ([to_base64(image_file()), to_base64(b"GIF89a")], "image 1: neither PNG nor JPEG"),
+        ([to_base64(image_file()[:99])], r"^image 0: not readable: "),
+        (["A" * 20_000_001], "image 0: 20,000,001 characters found; at most 20,000,000 are allowed"),
+        (["A"] * 2001, "2,001 images found; at most 2,000 are allowed per request"),
     ],
 )
-def test_all_else_is_refused_with_what_was_found(given: object, reason: str) -> None:
-    with pytest.raises(served_model.InvalidInput, match=reason) as caught:
-        served_model.parse_input(objects(given))
-    caught.value.message = f"Failed to predict data '{given}'"  # as MLflow does
-    assert len(caught.value.serialize_as_json()) < 300
-    assert caught.value.get_http_status_code() == 400
+def test_invalid_input_is_rejected_with_the_reason(value: object, reason: str) -> None:
+    with pytest.raises(served_model.InvalidInput, match=reason) as raised:
+        served_model.parse_input(object_array(value))
+    raised.value.message = f"Failed to predict data '{value}'"  # as MLflow does
+    assert len(raised.value.serialize_as_json()) < 300
+    assert raised.value.get_http_status_code() == 400
 
 
-def test_the_cards_temperature_divides_the_logits(project: Path) -> None:
-    model = mlflow.pyfunc.load_model(f"models:/{version(project)}").unwrap_python_model()
-    model.card["temperature_tta"] = 1.0
-    one = model.predict(None, RAW)
-    model.card["temperature_tta"] = 2.0
-    two = model.predict(None, RAW)
-    for first, second in zip(one, two, strict=True):
+def test_the_temperature_of_the_config_divides_the_logits(project: Path) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{model_name(project)}").unwrap_python_model()
+    model.config["temperature_tta"] = 1.0
+    first_records = model.predict(None, RAW)
+    model.config["temperature_tta"] = 2.0
+    second_records = model.predict(None, RAW)
+    for first, second in zip(first_records, second_records, strict=True):
         assert first["label"] == second["label"]
         logits = np.log(first["probabilities"]) / 2
         assert second["probabilities"] == pytest.approx(np.exp(logits) / np.exp(logits).sum())
         assert sum(second["probabilities"]) == pytest.approx(1)
 
 
-def version(project: Path) -> str:
+def model_name(project: Path) -> str:
+    """Name and version of the registered model, as in a models:/ URI."""
     connect(project)
     return f"cifar10-resnet/{json.loads((project / 'data/registry/decision.json').read_text())['version']}"
 
 
-def test_the_example_stored_with_the_model_is_answered(project: Path) -> None:
-    model = mlflow.pyfunc.load_model(f"models:/{version(project)}")
+def test_the_stored_input_example_gets_a_prediction(project: Path) -> None:
+    model = mlflow.pyfunc.load_model(f"models:/{model_name(project)}")
     assert model.input_example.shape == (1, 32, 32, 3)
-    [answer] = model.predict(model.input_example)
-    assert set(answer) == {"label", "class_name", "probabilities"}
+    [prediction] = model.predict(model.input_example)
+    assert set(prediction) == {"label", "class_name", "probabilities"}
 
 
-def test_the_served_model_answers_as_predict_does_at_the_models_temperature(project: Path, tmp_path: Path) -> None:
+def test_the_served_model_predicts_like_the_predict_command_at_the_same_temperature(
+    project: Path, tmp_path: Path
+) -> None:
     weights = tmp_path / "model.safetensors"
     weights.symlink_to(project / "data/model/model.safetensors")
-    card = json.loads((project / "data/model/model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps(card | {"temperature_tta": 3.0}))
+    config = json.loads((project / "data/model/model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(config | {"temperature_tta": 3.0}))
     served, context = served_model.ServedModel(), cast("Any", SimpleNamespace(artifacts={"weights": str(weights)}))
     served.load_context(context)
-    answers = served.predict(context, PIXELS.transpose(0, 2, 3, 1))
+    records = served.predict(context, PIXELS.transpose(0, 2, 3, 1))
     chunks = [Chunk(["image"] * 10, PIXELS, [])]
-    for answer, expected in zip(
-        answers, predict_images(tmp_path, chunks, Counts(), strict=True, batch_size=10), strict=True
-    ):
-        assert (answer["label"], answer["class_name"]) == (expected.labels[0], expected.class_names[0])
-        assert max(answer["probabilities"]) == pytest.approx(expected.confidences[0])
+    predictions = predict_images(tmp_path, chunks, Counts(), target=select_device(), strict=True, batch_size=10)
+    for record, expected in zip(records, predictions, strict=True):
+        assert (record["label"], record["class_name"]) == (expected.labels[0], expected.class_names[0])
+        assert max(record["probabilities"]) == pytest.approx(expected.confidences[0])

@@ -1,4 +1,4 @@
-"""Whole searches on the tiny data: what trains, what MLflow shows, what the command says, what becomes of the best."""
+"""Complete searches on the tiny data: training, MLflow runs, output of the command, use of the best trials."""
 
 import csv
 import os
@@ -13,21 +13,22 @@ from typing import Any
 import pytest
 from conftest import ROOT, tiny_params, write_params
 from mlflow import MlflowClient
-from test_study import fall_silent
+from test_study import age_heartbeats
 
 from cifar_resnet.cli import main as command
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import load_params, with_overrides
 from cifar_resnet.search.results import apply_trial, pareto_front, queue_experiments
-from cifar_resnet.search.study import Result, Study
+from cifar_resnet.search.study import Study
+from cifar_resnet.search.trial import TrialResult
 from cifar_resnet.tracking.client import EXPERIMENT, connect, create_search_run, create_trial_run
 
 START = [sys.executable, "-m", "cifar_resnet", "search"]
 
 
-def new(root: Path, project: Path, **sections: dict[str, Any]) -> Path:
-    """A project of its own with the tiny data, but for the test images: a search never needs them."""
+def create_project(root: Path, project: Path, **sections: dict[str, Any]) -> Path:
+    """A project with the tiny data except for the test images, which a search does not need."""
     shutil.copytree(project / "data/prepared", root / "data/prepared", ignore=shutil.ignore_patterns("test_*"))
     write_params(root, **sections)
     return root
@@ -38,122 +39,122 @@ def run(patch: pytest.MonkeyPatch, root: Path, *arguments: object) -> int:
     return command.main(root)
 
 
-def results(root: Path) -> list[Result]:
+def read_results(root: Path) -> list[TrialResult]:
     return Study(root, load_params(root / "params.yaml")).results()
 
 
-def nested(root: Path) -> tuple[Any, dict[str, Any]]:
+def mlflow_runs(root: Path) -> tuple[Any, dict[str, Any]]:
     """(the search's run, its trials' runs by name)."""
     client = connect(root)
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
-    (parent,) = (each for each in runs if "mlflow.parentRunId" not in each.data.tags)
-    children = [each for each in runs if each.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     assert len(children) == len(runs) - 1
-    return parent, {each.info.run_name: each for each in children}
+    return parent, {run.info.run_name: run for run in children}
 
 
-def test_a_search_trains_compares_and_shows(
+def test_a_search_trains_its_trials_and_logs_them_to_mlflow(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    allowed = {"train.bias_lr": [1.0, 1e38], "train.filter_lr": {"low": 0.05, "high": 0.2, "scale": "log"}}
-    root = new(tmp_path, project, search={"trials": 5, "space": allowed})
+    space = {"train.bias_lr": [1.0, 1e38], "train.filter_lr": {"low": 0.05, "high": 0.2, "scale": "log"}}
+    root = create_project(tmp_path, project, search={"trials": 5, "space": space})
     assert run(monkeypatch, root) == 0
     printed = capsys.readouterr()
     assert "5/5" in printed.err.splitlines()[-1]
     assert "ETA 0 min" in printed.err.splitlines()[-1]
     assert "dvc exp run -S train.bias_lr=1.0 -S train.filter_lr=0." in printed.out.splitlines()[1]
 
-    found = results(root)
-    failed = [each for each in found if each.changes["train.bias_lr"] == 1e38]
+    results = read_results(root)
+    failed = [result for result in results if result.overrides["train.bias_lr"] == 1e38]
     assert 0 < len(failed) < 5
-    assert all(each.outcome == "failed" and each.reason.startswith("the loss is nan in epoch") for each in failed)
-    assert all(each.outcome in {"finished", "pruned"} for each in found if each not in failed)
+    assert all(result.outcome == "failed" and result.reason.startswith("the loss is nan in epoch") for result in failed)
+    assert all(result.outcome in {"finished", "pruned"} for result in results if result not in failed)
 
-    parent, runs = nested(root)
+    parent, runs = mlflow_runs(root)
     assert (parent.info.status, parent.info.run_name) == ("FINISHED", "search architecture")
     assert set(runs) == {f"trial {number}" for number in range(5)}
     client = MlflowClient()
-    for each in found:
-        trial = runs[f"trial {each.number}"]
-        assert trial.info.status == ("FAILED" if each in failed else "FINISHED")
-        assert (trial.data.tags["outcome"], trial.info.run_id) == (each.outcome, each.mlflow_run)
-        assert trial.data.params["train.filter_lr"] == str(each.changes["train.filter_lr"])
-        curve = client.get_metric_history(trial.info.run_id, "validation_accuracy")
-        assert [(metric.step, metric.value) for metric in curve][-1:] == [(2, each.accuracy)][: each.epochs]
-    written = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "search")}
+    for result in results:
+        trial_run = runs[f"trial {result.number}"]
+        assert trial_run.info.status == ("FAILED" if result in failed else "FINISHED")
+        assert (trial_run.data.tags["outcome"], trial_run.info.run_id) == (result.outcome, result.mlflow_run)
+        assert trial_run.data.params["train.filter_lr"] == str(result.overrides["train.filter_lr"])
+        curve = client.get_metric_history(trial_run.info.run_id, "validation_accuracy")
+        assert [(metric.step, metric.value) for metric in curve][-1:] == [(2, result.accuracy)][: result.epochs]
+    artifacts = {artifact.path for artifact in client.list_artifacts(parent.info.run_id, "search")}
     names = {"history", "parallel_coordinates", "importance", "accuracy_parameters", "accuracy_multiply_adds"}
-    assert written == {f"search/{name}.png" for name in names} | {"search/trials.csv"}
-    assert run(monkeypatch, root) == 0  # nothing is left to do
-    assert results(root) == found
+    assert artifacts == {f"search/{name}.png" for name in names} | {"search/trials.csv"}
+    assert run(monkeypatch, root) == 0  # trains nothing
+    assert read_results(root) == results
 
     assert run(monkeypatch, root, "best", "--output", root / "out") == 0
     with (root / "out/trials.csv").open(newline="") as stream:
         table = list(csv.DictReader(stream))
-    assert [row["outcome"] for row in table] == [each.outcome for each in found]
-    assert [row["train.filter_lr"] for row in table] == [str(each.changes["train.filter_lr"]) for each in found]
+    assert [row["outcome"] for row in table] == [result.outcome for result in results]
+    assert [row["train.filter_lr"] for row in table] == [str(result.overrides["train.filter_lr"]) for result in results]
 
 
-def test_a_search_that_is_stopped_goes_on_with_the_trial_that_was_under_way(project: Path, tmp_path: Path) -> None:
-    root = new(tmp_path, project, search={"trials": 2, "epochs": 200, "pruner": "none"})
+def test_sigint_queues_the_running_trial_again(project: Path, tmp_path: Path) -> None:
+    root = create_project(tmp_path, project, search={"trials": 2, "epochs": 200, "pruner": "none"})
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    stopped = subprocess.Popen(START, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (root / "search.db").exists() or not any(each.epochs for each in results(root)):
-        assert stopped.poll() is None
+    process = subprocess.Popen(START, cwd=root, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (root / "search.db").exists() or not any(result.epochs for result in read_results(root)):
+        assert process.poll() is None
         time.sleep(0.5)
-    stopped.send_signal(signal.SIGINT)
-    _, said = stopped.communicate()
-    assert stopped.returncode == 1
-    assert said.splitlines()[-1].endswith(
-        "interrupted; the trial under way is put back in line, and the same command goes on"
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 1
+    assert stderr.splitlines()[-1].endswith(
+        "interrupted; the running trial is queued again; run the same command to continue"
     )
-    assert [each.outcome for each in results(root)] == ["killed", "waiting"]
-    parent, runs = nested(root)
+    assert [result.outcome for result in read_results(root)] == ["killed", "waiting"]
+    parent, runs = mlflow_runs(root)
     assert (parent.info.status, runs["trial 0"].info.status) == ("KILLED", "KILLED")
 
 
-def test_the_run_of_a_killed_trial_says_so_even_if_it_had_ended(
+def test_the_run_of_a_killed_trial_is_killed_even_if_it_had_ended(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = new(tmp_path, project, search={"trials": 1})
-    values = load_params(root / "params.yaml")
-    study = Study(root, values, file_hash(root / "data/prepared/train_images.npy"))
+    root = create_project(tmp_path, project, search={"trials": 1})
+    params = load_params(root / "params.yaml")
+    study = Study(root, params, file_hash(root / "data/prepared/train_images.npy"))
     trial = study.ask(1)
     assert trial is not None
     study.mlflow_run = create_search_run(root, "search", {})
     lost = create_trial_run(root, "trial 0", study.mlflow_run, {})
-    study.set_attribute(trial, "mlflow_run", lost.id)
+    study.set_user_attr(trial, "mlflow_run", lost.id)
     lost.end("FINISHED")
-    fall_silent(root)
+    age_heartbeats(root)
     assert run(monkeypatch, root) == 0
-    assert [each.outcome for each in results(root)] == ["killed", "finished"]
-    parent, runs = nested(root)
-    assert {name: each.info.status for name, each in runs.items()} == {"trial 0": "KILLED", "trial 1": "FINISHED"}
+    assert [result.outcome for result in read_results(root)] == ["killed", "finished"]
+    parent, runs = mlflow_runs(root)
+    assert {name: run.info.status for name, run in runs.items()} == {"trial 0": "KILLED", "trial 1": "FINISHED"}
     assert parent.info.status == "FINISHED"
 
 
 def test_workers_on_one_machine_share_the_trials(project: Path, tmp_path: Path) -> None:
-    root = new(tmp_path, project, search={"trials": 6})
+    root = create_project(tmp_path, project, search={"trials": 6})
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         [*START, "--workers", "2"], cwd=root, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = results(root)
-    assert all(each.ended for each in found)
-    assert len(found) == len({str(each.changes) for each in found}) == 6
+    results = read_results(root)
+    assert all(result.ended for result in results)
+    assert len(results) == len({str(result.overrides) for result in results}) == 6
     lines = [line for line in done.stderr.splitlines() if line.startswith("trial ")]
-    assert len(lines) == 6, "the one on the terminal tells of all"
-    assert "broke off" not in done.stderr
+    assert len(lines) == 6, "the worker on the terminal reports the trials of both"
+    assert "failed, see" not in done.stderr
     assert "6/6" in (root / "data/scratch/search-worker-2.log").read_text()
-    assert nested(root)[0].info.status == "FINISHED"
+    assert mlflow_runs(root)[0].info.status == "FINISHED"
 
 
-def test_mistakes_are_told_before_anything_trains(
+def test_mistakes_are_errors_before_anything_trains(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = new(tmp_path, project, search={"train_per_class": 14})
+    root = create_project(tmp_path, project, search={"train_per_class": 14})
     with pytest.raises(UserError, match=r"are 14 and 5: together at most 18 allowed, a class's training images"):
         run(monkeypatch, root)
     with pytest.raises(UserError, match=r"there is no architecture in .*run `make search` first"):
@@ -161,7 +162,7 @@ def test_mistakes_are_told_before_anything_trains(
     assert not (root / "search.db").exists()
 
 
-CHANGES = {
+OVERRIDES = {
     "model.channels": [8],
     "model.blocks": [2],
     "model.kernels": [3],
@@ -170,35 +171,48 @@ CHANGES = {
     "model.activation": "relu",
     "train.filter_lr": 0.1234,
 }
-FINISHED = Result(7, "finished", 0.7, 2, 1000, 5000, 3.0, CHANGES, "", None, None)
+FINISHED = TrialResult(7, "finished", 0.7, 2, 1000, 5000, 3.0, OVERRIDES, "", None, None)
 
 
-def test_the_best_goes_into_params_and_its_comments_stay(tmp_path: Path) -> None:
+def test_apply_keeps_the_comments_of_params(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     before = (tmp_path / "params.yaml").read_text()
     difference = apply_trial(tmp_path, load_params(tmp_path / "params.yaml"), FINISHED)
-    assert load_params(tmp_path / "params.yaml") == with_overrides(load_params(ROOT / "params.yaml"), CHANGES)
+    assert load_params(tmp_path / "params.yaml") == with_overrides(load_params(ROOT / "params.yaml"), OVERRIDES)
     after = (tmp_path / "params.yaml").read_text()
-    assert "  activation: relu              # silu, gelu or relu\n" in after
-    assert "  pool: 15                      # its kernel, in pixels\n" in after
+    assert comments(after) == comments(before)
     changed = [line for line in difference.splitlines() if line.startswith("+") and not line.startswith("+++")]
-    assert (
-        len(changed)
-        == sum(one != other for one, other in zip(before.splitlines(), after.splitlines(), strict=True))
-        == 7
-    )
+    pairs = zip(before.splitlines(), after.splitlines(), strict=True)
+    assert len(changed) == sum(old != new for old, new in pairs) == 7
 
 
-def test_params_in_another_form_are_left_alone(tmp_path: Path) -> None:
-    write_params(tmp_path)  # lists over several lines
+def comments(text: str) -> list[tuple[int, str]]:
+    """(column, comment) of every line."""
+    return [(line.find("#"), line.partition("#")[2]) for line in text.splitlines()]
+
+
+def test_apply_works_on_params_in_block_style(tmp_path: Path) -> None:
+    write_params(tmp_path)  # a list item per line, as an in-place `dvc exp run -S` writes params.yaml
     before = (tmp_path / "params.yaml").read_text()
-    with pytest.raises(UserError, match=r"write them by hand: model.channels=\[8\] model.blocks=\[2\]"):
-        apply_trial(tmp_path, tiny_params(), FINISHED)
+    assert "\n  channels:\n  - 8\n  - 16\n" in before
+    apply_trial(tmp_path, tiny_params(), FINISHED)
+    assert load_params(tmp_path / "params.yaml") == with_overrides(tiny_params(), OVERRIDES)
+    after = (tmp_path / "params.yaml").read_text()
+    assert "\n  channels:\n  - 8\n" in after
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_trial_whose_keys_are_unknown_is_not_applied(tmp_path: Path) -> None:
+    write_params(tmp_path)
+    before = (tmp_path / "params.yaml").read_text()
+    older = TrialResult(7, "finished", 0.7, 2, 1000, 5000, 3.0, {"model.pool": 4}, "", None, None)
+    with pytest.raises(UserError, match=r"trial 7 does not fit the other values; edit by hand: model.pool=4"):
+        apply_trial(tmp_path, tiny_params(), older)
     assert (tmp_path / "params.yaml").read_text() == before
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_best_goes_into_the_queue_of_the_real_dvc(tmp_path: Path) -> None:
+def test_the_best_trials_go_into_the_queue_of_the_real_dvc(tmp_path: Path) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages:\n  train:\n    cmd: 'true'\n    params: [model, train]\n")
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -215,5 +229,5 @@ def test_the_best_goes_into_the_queue_of_the_real_dvc(tmp_path: Path) -> None:
         queue_experiments(tmp_path, "architecture", [FINISHED])
 
 
-def test_the_front_holds_what_none_beats_in_cost_and_accuracy() -> None:
+def test_the_pareto_front_holds_the_points_that_no_other_dominates() -> None:
     assert pareto_front([3, 1, 2, 2, 4], [0.8, 0.5, 0.6, 0.7, 0.8]) == [1, 3, 0]

@@ -1,4 +1,4 @@
-"""Each stage run whole on the tiny data: the files, not the calls."""
+"""Runs each stage on the tiny data and checks its files."""
 
 import hashlib
 import json
@@ -20,15 +20,15 @@ from cifar_resnet.data import cifar10
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.file import load_params
 from cifar_resnet.registry.promotion import decode_mask
-from cifar_resnet.tracking.client import EXPERIMENT, connect
+from cifar_resnet.tracking.client import connect, experiment_id
 from cifar_resnet.training.history import read_history
 
 
-def test_download_writes_six_proven_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_raw(tmp_path / "mine")
-    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "mine").iterdir()}
+def test_download_writes_six_verified_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raw(tmp_path / "source")
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "source").iterdir()}
     monkeypatch.setattr(cifar10, "MD5", md5)
-    write_params(tmp_path, download={"sources": [str(tmp_path / "mine")]})
+    write_params(tmp_path, download={"sources": [str(tmp_path / "source")]})
     stage("download").main(tmp_path)
     written = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "data/raw").iterdir()}
     assert written == md5
@@ -46,15 +46,15 @@ def test_preprocess_writes_arrays_and_statistics(project: Path) -> None:
     assert statistics["classes"] == list(cifar10.CLASSES)
 
 
-def test_train_writes_weights_card_and_history(project: Path) -> None:
-    card = json.loads((project / "data/model/model.json").read_text())
-    assert card["architecture"]["channels"] == [8, 16]
-    assert card["classes"][3] == "cat"
-    assert 0.1 < card["temperature"] < 10
-    assert {"mlflow_run", "train_data", "torch", "cpu", "precision", "seconds"} <= set(card["provenance"])
+def test_train_writes_weights_config_and_history(project: Path) -> None:
+    config = json.loads((project / "data/model/model.json").read_text())
+    assert config["architecture"]["channels"] == [8, 16]
+    assert config["classes"][3] == "cat"
+    assert 0.1 < config["temperature"] < 10
+    assert {"mlflow_run", "train_data", "torch", "cpu", "precision", "seconds"} <= set(config["provenance"])
     history = read_history(project / "data/model/history.csv")
     assert [record.epoch for record in history] == [1, 2, 3]
-    run = connect(project).get_run(card["provenance"]["mlflow_run"])
+    run = connect(project).get_run(config["provenance"]["mlflow_run"])
     assert run.info.status == "FINISHED"
     assert run.data.params["train.epochs"] == "3"
     assert run.data.metrics["train_loss"] == pytest.approx(history[-1].train_loss, abs=1e-6)
@@ -70,7 +70,7 @@ def test_training_again_writes_the_same_bytes(project: Path, tmp_path: Path) -> 
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(project: Path) -> None:
+def test_evaluate_evaluates_on_the_test_images_and_logs_to_the_training_run(project: Path) -> None:
     evaluation = project / "data/evaluation"
     metrics = json.loads((evaluation / "metrics.json").read_text())
     assert metrics["accuracy"] > 0.5  # the pattern is learnable; chance is 0.1
@@ -81,53 +81,55 @@ def test_evaluate_measures_on_the_test_data_and_writes_to_the_training_run(proje
     mean = np.mean([float(row[f"severity_{severity}"]) for row in corrupted for severity in range(1, 6)])
     assert mean == pytest.approx(metrics["mean_corruption_accuracy"], abs=1e-6)
     assert 0.1 < metrics["mean_corruption_accuracy"] < 1
-    assert metrics["corruption_baseline_accuracy"] == metrics["accuracy"]  # fewer than 100 of a class: all are taken
+    assert (
+        metrics["corruption_baseline_accuracy"] == metrics["accuracy"]
+    )  # a class has fewer than 100 images, so all are corrupted
     assert metrics["accuracy_interval"][0] < metrics["accuracy"] < metrics["accuracy_interval"][1]
     assert metrics["model_bytes"] == (project / "data/model/model.safetensors").stat().st_size
     table = rows(evaluation / "predictions.csv")
-    right = sum(row["actual"] == row["predicted"] for row in table)
-    assert right / len(table) == metrics["accuracy"]
+    num_correct = sum(row["actual"] == row["predicted"] for row in table)
+    assert num_correct / len(table) == metrics["accuracy"]
     logits = np.load(evaluation / "logits.npy", allow_pickle=False)
     assert logits.shape == (2, 40, 10)
     assert [cifar10.CLASSES[label] for label in logits[0].argmax(1)] == [row["predicted"] for row in table]
     run_id = json.loads((project / "data/model/model.json").read_text())["provenance"]["mlflow_run"]
     client = connect(project)
     assert client.get_run(run_id).data.metrics["test_accuracy"] == metrics["accuracy"]
-    pictures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
-    assert pictures == {path.name for path in evaluation.glob("figures/*.png")} != set()
+    figures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
+    assert figures == {path.name for path in evaluation.glob("figures/*.png")} != set()
 
 
-def test_every_number_and_column_is_documented_and_nothing_else(project: Path) -> None:
-    numbers, tables = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").split("## Tables")
-    documented = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", numbers, re.MULTILINE)))
+def test_docs_list_exactly_the_metrics_and_columns_that_evaluate_writes(project: Path) -> None:
+    metrics, tables = (ROOT / "docs/metrics.md").read_text(encoding="utf-8").split("## Tables")
+    documented = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", metrics, re.MULTILINE)))
     evaluation = project / "data/evaluation"
     assert sorted(documented) == sorted(json.loads((evaluation / "metrics.json").read_text()))
     columns = dict(re.findall(r"^\| `([\w.]+)` \|.*?\|(.*)\|$", tables, re.MULTILINE))
     assert set(columns) == {path.name for path in evaluation.glob("*.csv")}
-    for name, said in columns.items():
-        assert re.findall(r"`(\w+)`", said) == list(rows(evaluation / name)[0]), name
+    for name, cell in columns.items():
+        assert re.findall(r"`(\w+)`", cell) == list(rows(evaluation / name)[0]), name
 
 
-def test_evaluate_measures_confidence_at_the_models_temperature_and_corruptions_only_if_asked(
+def test_evaluate_uses_the_models_temperatures_and_measures_corruptions_only_if_enabled(
     project: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     shutil.copytree(project / "data/model", tmp_path / "data/model")
-    card = tmp_path / "data/model/model.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"temperature": 2.0, "temperature_tta": 3.0}))
+    config = tmp_path / "data/model/model.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"temperature": 2.0, "temperature_tta": 3.0}))
     write_params(tmp_path, evaluate={"corruptions": False})
     stage("evaluate").main(tmp_path)
-    before, found = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
+    before, after = (json.loads((root / "data/evaluation/metrics.json").read_text()) for root in (project, tmp_path))
     for name in ("log_loss", "expected_calibration_error"):
-        assert before[f"{name}_uncalibrated"] == found[f"{name}_uncalibrated"] != found[name] != before[name]
-        assert found[f"{name}_tta"] != before[f"{name}_tta"]
-    assert found["accuracy"] == before["accuracy"]
-    assert "mean_corruption_accuracy" not in found
+        assert before[f"{name}_uncalibrated"] == after[f"{name}_uncalibrated"] != after[name] != before[name]
+        assert after[f"{name}_tta"] != before[f"{name}_tta"]
+    assert after["accuracy"] == before["accuracy"]
+    assert "mean_corruption_accuracy" not in after
     assert (tmp_path / "data/evaluation/figures/corruptions.png").stat().st_size > 1000
 
 
-def test_register_makes_the_first_version_champion_and_it_answers_from_raw_images(project: Path) -> None:
+def test_the_first_version_becomes_champion_and_predicts_raw_images(project: Path) -> None:
     decision = json.loads((project / "data/registry/decision.json").read_text())
     assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "there was no champion")
     client = connect(project)
@@ -138,26 +140,26 @@ def test_register_makes_the_first_version_champion_and_it_answers_from_raw_image
     served = mlflow.pyfunc.load_model("models:/cifar10-resnet@champion")
     assert served.metadata.signature is not None
     pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False)
-    answers = served.predict(pixels.transpose(0, 2, 3, 1))
+    predictions = served.predict(pixels.transpose(0, 2, 3, 1))
     expected = [row["class_name"] for row in rows(project / "data/predictions/predictions.csv")]
-    assert [answer["class_name"] for answer in answers] == expected
+    assert [prediction["class_name"] for prediction in predictions] == expected
 
 
 def test_registering_the_same_model_again_adds_no_version(project: Path) -> None:
     stage("register").main(project)
     decision = json.loads((project / "data/registry/decision.json").read_text())
-    assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "it was so before")
+    assert (decision["version"], decision["champion"], decision["reason"]) == (1, True, "it is already the champion")
     assert len(connect(project).search_model_versions("name='cifar10-resnet'")) == 1
 
 
-def test_a_version_registered_before_evidence_was_kept_gets_it(project: Path) -> None:
+def test_register_adds_a_missing_correct_mask_to_a_version(project: Path) -> None:
     client = connect(project)
-    evidence = client.get_model_version("cifar10-resnet", "1").tags["test_correct"]
+    mask = client.get_model_version("cifar10-resnet", "1").tags["test_correct"]
     client.delete_model_version_tag("cifar10-resnet", "1", "test_correct")
     stage("register").main(project)
-    assert client.get_model_version("cifar10-resnet", "1").tags["test_correct"] == evidence
+    assert client.get_model_version("cifar10-resnet", "1").tags["test_correct"] == mask
     metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
-    assert decode_mask(evidence).mean() == metrics["accuracy"]
+    assert decode_mask(mask).mean() == metrics["accuracy"]
 
 
 def test_predict_writes_a_row_for_every_image(project: Path) -> None:
@@ -170,11 +172,11 @@ def test_predict_writes_a_row_for_every_image(project: Path) -> None:
     assert [(row["ID"], row["Labels"]) for row in submission] == [(row["index"], row["label"]) for row in table]
 
 
-def test_predict_takes_another_input(project: Path, tmp_path: Path) -> None:
+def test_predict_reads_the_input_of_params(project: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/model").symlink_to(project / "data/model")
-    np.savez(tmp_path / "mine.npz", tiny_images(1, seed=9).pixels)
-    write_params(tmp_path, predict={"input": "mine.npz"})
+    np.savez(tmp_path / "input.npz", tiny_images(1, seed=9).pixels)
+    write_params(tmp_path, predict={"input": "input.npz"})
     stage("predict").main(tmp_path)
     assert len(rows(tmp_path / "data/predictions/predictions.csv")) == 10
 
@@ -184,7 +186,7 @@ def test_predict_fails_on_a_bad_image_only_if_strict(project: Path, tmp_path: Pa
     (tmp_path / "data/model").symlink_to(project / "data/model")
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (50, 50)).save(tmp_path / "photos/good.png")
-    (tmp_path / "photos/bad.png").write_bytes(b"no picture")
+    (tmp_path / "photos/bad.png").write_bytes(b"not an image")
     write_params(tmp_path, predict={"input": "photos"})
     with pytest.raises(UserError, match=r"photos/bad.png: not readable"):
         stage("predict").main(tmp_path)
@@ -194,15 +196,15 @@ def test_predict_fails_on_a_bad_image_only_if_strict(project: Path, tmp_path: Pa
     assert [row["file"] for row in rows(tmp_path / "data/predictions/predictions.csv")] == ["photos/good.png"]
 
 
-def test_a_users_mistake_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_user_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     write_params(tmp_path, model={"kernels": [3, 4]})
     command = [sys.executable, str(ROOT / "stages/train.py")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "train: params.yaml: model.kernels is [3, 4]: only odd kernels keep the size\n"
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "train: params.yaml: model.kernels is [3, 4]: only odd kernels keep the size\n"
 
 
-def test_a_terminated_training_leaves_a_killed_run_and_no_model(project: Path, tmp_path: Path) -> None:
+def test_sigterm_ends_training_with_a_saved_state_a_killed_run_and_no_model(project: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(tmp_path, train={"epochs": 100_000})
@@ -212,17 +214,15 @@ def test_a_terminated_training_leaves_a_killed_run_and_no_model(project: Path, t
         while "epoch" not in (line := process.stderr.readline()):
             assert line, "train ended before its first epoch"
         process.send_signal(signal.SIGTERM)
-        said = process.stderr.read()
+        message = process.stderr.read()
     assert process.returncode == 1
-    assert re.search(r"train: interrupted; the state after epoch \d+.* is saved, and the same command goes on", said)
+    assert re.search(r"train: interrupted; the state after epoch \d+.* is saved; run the same command again", message)
     assert not (tmp_path / "data/model").exists()
     client = connect(tmp_path)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    assert experiment is not None
-    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["KILLED"]
+    assert [run.info.status for run in client.search_runs([experiment_id(client)])] == ["KILLED"]
 
 
-def test_a_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None:
     write_params(tmp_path)
     with pytest.raises(UserError, match=r"data_batch_1\.bin: missing; run `dvc repro download`"):
         stage("preprocess").main(tmp_path)
@@ -230,7 +230,7 @@ def test_a_missing_input_names_the_command_that_makes_it(tmp_path: Path) -> None
         stage("train").main(tmp_path)
 
 
-def test_a_model_over_the_limit_is_refused_before_training(project: Path, tmp_path: Path) -> None:
+def test_a_model_over_the_limit_is_an_error_before_training(project: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(tmp_path, model={"max_parameters": 100})
@@ -240,7 +240,7 @@ def test_a_model_over_the_limit_is_refused_before_training(project: Path, tmp_pa
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_without_tracking_every_stage_gets_through(
+def test_without_tracking_every_stage_finishes(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
@@ -250,27 +250,27 @@ def test_without_tracking_every_stage_gets_through(
         stage(name).main(tmp_path)
     assert not list(tmp_path.glob("ml*"))
     decision = json.loads((tmp_path / "data/registry/decision.json").read_text())
-    reason = "tracking.enabled is false in params.yaml, and the registry is MLflow's"
+    reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
     assert decision == {"champion": False, "reason": reason}
     assert f"register: nothing is registered: {reason}" in capsys.readouterr().out
 
 
-def test_without_its_server_training_does_not_start_and_evaluation_ends_with_its_files(
+def test_without_mlflows_server_train_is_an_error_and_evaluate_writes_its_files(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(tmp_path, evaluate={"corruptions": False})
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used .* start it or unset") as caught:
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used .* start it or unset") as error:
         stage("train").main(tmp_path)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(error.value)
     assert not (tmp_path / "data/model").exists()
 
     shutil.copytree(project / "data/model", tmp_path / "data/model")
     stage("evaluate").main(tmp_path)
-    assert "; `make mlflow-rebuild` then delivers these results" in capsys.readouterr().out
+    assert "; then `make mlflow-backfill` adds these results" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "data/evaluation").iterdir()}
     assert written == {path.name for path in (project / "data/evaluation").iterdir()}
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used"):

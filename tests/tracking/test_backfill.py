@@ -1,4 +1,4 @@
-"""MLflow from DVC's files: a small project in Git and DVC with a result, and an experiment on it."""
+"""Backfill of MLflow from DVC's files, in a small Git and DVC project with one result and one experiment."""
 
 import shutil
 import subprocess
@@ -28,18 +28,18 @@ def git(root: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def result(root: Path, run_id: str, epochs: int, **origin: str) -> None:
-    """What train and evaluate write, as far as MLflow shows it."""
+def write_result(root: Path, run_id: str, epochs: int, **source: str) -> None:
+    """Write the outputs of train and evaluate that MLflow shows."""
     history = [
         EpochRecord(epoch, 2.0 / epoch, 0.5, 1.0, epoch / 10, 0.1, 30.0, 100.0) for epoch in range(1, epochs + 1)
     ]
     write_history(root / backfill.HISTORY, history)
-    provenance = {"mlflow_run": run_id, "train_data": "d" * 32, "seconds": 30.0 * epochs, **origin}
+    provenance = {"mlflow_run": run_id, "train_data": "d" * 32, "seconds": 30.0 * epochs, **source}
     write_json(root / backfill.CONFIG, {"provenance": provenance})
     write_json(root / backfill.STATISTICS, {"source": "https://example.org/cifar.tar.gz"})
     metrics = {"accuracy": epochs / 10, "accuracy_tta": 0.5, "parameters": 7, "mlflow_run": run_id, "interval": [0, 1]}
     write_json(root / backfill.EVALUATION / "metrics.json", metrics)
-    (root / backfill.EVALUATION / "confusion_matrix.png").write_bytes(b"a picture")
+    (root / backfill.EVALUATION / "confusion_matrix.png").write_bytes(b"a figure")
     write_params(root, train={"epochs": epochs})
 
 
@@ -54,10 +54,10 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "start")
     commit = git(root, "rev-parse", "HEAD")
-    result(root, IDS["result"], 3, git_commit=commit, git_dirty="false")
+    write_result(root, IDS["result"], 3, git_commit=commit, git_dirty="false")
     git(root, "add", "--all")
     git(root, "commit", "--quiet", "--message", "result")
-    result(root, IDS["longer"], 4, git_commit=commit, git_dirty="true", dvc_experiment="longer")
+    write_result(root, IDS["longer"], 4, git_commit=commit, git_dirty="true", dvc_experiment="longer")
     with Repo(str(root)) as repo:
         repo.experiments.save(name="longer")
     git(root, "reset", "--quiet", "--hard")
@@ -69,22 +69,22 @@ def root(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "project"))
 
 
-def content(client: MlflowClient) -> dict[str, Any]:
-    """All that MLflow shows, by the id that each run had where it trained."""
-    found: list[Run] = client.search_runs([experiment_id(client)])
+def database_content(client: MlflowClient) -> dict[str, Any]:
+    """Everything that MLflow shows, by the id that a run had where it was trained."""
+    runs: list[Run] = client.search_runs([experiment_id(client)])
     return {
         run.data.tags.get("original_run", run.info.run_id): {
             "info": dict(run.info),
             "data": (run.data.params, run.data.metrics, run.data.tags),
             "history": {
-                name: sorted((each.step, each.value) for each in client.get_metric_history(run.info.run_id, name))
+                name: sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
                 for name in run.data.metrics
             },
-            "files": sorted(each.path for each in client.list_artifacts(run.info.run_id)),
-            "pictures": sorted(each.path for each in client.list_artifacts(run.info.run_id, "evaluation")),
-            "data sets": [each.dataset.digest for each in run.inputs.dataset_inputs],
+            "artifacts": sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id)),
+            "figures": sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id, "evaluation")),
+            "datasets": [dataset_input.dataset.digest for dataset_input in run.inputs.dataset_inputs],
         }
-        for run in found
+        for run in runs
     }
 
 
@@ -92,26 +92,26 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backfill.backfill_runs(root)
-    said = capsys.readouterr().out
-    assert said.count("added") == 2
-    assert "workspace: run" in said
-    assert "longer: run" in said
+    output = capsys.readouterr().out
+    assert output.count("added") == 2
+    assert "workspace: run" in output
+    assert "longer: run" in output
     client = connect(root)
-    found = content(client)
-    assert set(found) == set(IDS.values())
+    runs = database_content(client)
+    assert set(runs) == set(IDS.values())
     for run_id, epochs in zip(IDS.values(), (3, 4), strict=True):
-        run = found[run_id]
+        run = runs[run_id]
         params, metrics, tags = run["data"]
         assert run["info"]["status"] == "FINISHED"
         assert run["info"]["end_time"] - run["info"]["start_time"] == 30_000 * epochs
         assert params["train.epochs"] == str(epochs)
-        assert params["train.warmup_epochs"] == "0.0"  # as train logs it
+        assert params["train.warmup_epochs"] == "0.0"  # as the train stage logs it
         assert run["history"]["train_loss"] == [(step, round(2 / step, 6)) for step in range(1, epochs + 1)]
         assert metrics["test_accuracy"] == metrics["best_validation_accuracy"] == epochs / 10
-        assert run["files"] == ["evaluation", "history.csv"]
-        assert run["pictures"] == ["evaluation/confusion_matrix.png"]
-        assert run["data sets"] == [tags["train_data"]] == ["d" * 32]
-    (first, second) = (found[run_id] for run_id in IDS.values())
+        assert run["artifacts"] == ["evaluation", "history.csv"]
+        assert run["figures"] == ["evaluation/confusion_matrix.png"]
+        assert run["datasets"] == [tags["train_data"]] == ["d" * 32]
+    (first, second) = (runs[run_id] for run_id in IDS.values())
     assert first["info"]["run_name"].startswith("seed 0, 3 epochs")
     assert second["info"]["run_name"] == "train.epochs=4"
     commit = first["data"][2]["git_commit"]
@@ -120,53 +120,47 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
     assert second["data"][2]["dvc_experiment"] == "longer"
 
     backfill.backfill_runs(root)
-    assert "rebuild: 2 runs, 2 of them needed nothing" in capsys.readouterr().out
-    assert content(client) == found
-    rebuilt = get_run(root, IDS["longer"])  # where evaluate and register write
-    assert rebuilt.known["original_run"] == IDS["longer"]
+    assert "backfill: 2 runs, 2 already complete" in capsys.readouterr().out
+    assert database_content(client) == runs
+    copy = get_run(root, IDS["longer"])  # the run to which evaluate and register write
+    assert copy.tags["original_run"] == IDS["longer"]
 
 
-def test_a_run_that_mlflow_lost_in_the_middle_is_completed_in_place(
-    root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_incomplete_run_is_completed_in_place(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     client = connect(root)
-    broken = create_run(client, "broken", {})
-    client.log_metric(broken, "train_loss", 2.0, step=1)
-    client.log_param(broken, "train.epochs", "3")
-    result(root, broken, 3, git_commit="")
+    incomplete = create_run(client, "incomplete", {})
+    client.log_metric(incomplete, "train_loss", 2.0, step=1)
+    client.log_param(incomplete, "train.epochs", "3")
+    write_result(root, incomplete, 3, git_commit="")
     backfill.backfill_runs(root)
-    said = capsys.readouterr().out
-    assert f"workspace: run {broken} gets 2 epochs, the end, test results, figures" in said
-    found = content(client)
-    assert set(found) == {broken, *IDS.values()}
-    assert found[broken]["info"]["status"] == "FINISHED"
-    assert [step for step, _ in found[broken]["history"]["train_loss"]] == [1, 2, 3]
+    output = capsys.readouterr().out
+    assert f"workspace: run {incomplete}: added 2 epochs, summary, test results, figures" in output
+    runs = database_content(client)
+    assert set(runs) == {incomplete, *IDS.values()}
+    assert runs[incomplete]["info"]["status"] == "FINISHED"
+    assert [step for step, _ in runs[incomplete]["history"]["train_loss"]] == [1, 2, 3]
     backfill.backfill_runs(root)
-    assert content(client) == found
+    assert database_content(client) == runs
 
 
-def test_a_deleted_run_comes_back_and_new_test_results_are_delivered(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_deleted_run_is_restored_and_new_test_results_are_added(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backfill.backfill_runs(root)
     client = connect(root)
-    before = content(client)
+    before = database_content(client)
     client.delete_run(get_run(root, IDS["result"]).id)
     (root / "data/evaluation/metrics.json").write_text('{"accuracy": 0.9, "accuracy_tta": 0.5, "parameters": 7}')
     monkeypatch.setattr(sys, "argv", ["cifar_resnet", "backfill"])
     assert command.main(root) == 0
-    after = content(client)
+    after = database_content(client)
     assert set(after) == set(before)
     assert after[IDS["result"]]["data"][1]["test_accuracy"] == 0.9
-    assert "**90.00%** of the test images" in after[IDS["result"]]["data"][2]["mlflow.note.content"]
+    assert "**90.00%** accuracy on the test set" in after[IDS["result"]]["data"][2]["mlflow.note.content"]
 
 
-def test_without_a_model_or_a_project_that_is_said(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_model_or_project_is_reported(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(root / "data")
     backfill.backfill_runs(root)
     assert capsys.readouterr().out.startswith("workspace: no trained model\nHEAD: run ")
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(UserError, match="nothing: no DVC project with a Git commit"):
-        backfill.backfill_runs(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no DVC project with a Git commit"):
+        backfill.backfill_runs(tmp_path / "empty")

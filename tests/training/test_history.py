@@ -5,7 +5,7 @@ import pytest
 from cifar_resnet.training.history import EpochRecord, read_history, write_history
 
 
-def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_reading_gives_the_history_that_was_written(tmp_path: Path) -> None:
     history = [
         EpochRecord(1, 2.25, 0.5, None, None, 0.24, 71.5, 690.0),
         EpochRecord(2, 2.0, 0.6, 1.5, 0.7, 0.1, 70.0, 700.0),
@@ -18,7 +18,7 @@ def test_history_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert (tmp_path / "history.csv").read_text().splitlines()[0] == header
 
 
-def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "history.csv"
     path.write_text("old")
     with pytest.raises(TypeError):

@@ -20,12 +20,12 @@ def train(validation: Images = VALIDATION, **changes: object) -> tuple[TrainStat
     model = resnet.build_model(params.model, [0.5] * 3, [0.25] * 3)
     resnet.init_whitening(model, torch.from_numpy(TRAIN.pixels))
     state = TrainState(model, params.train)
-    batches = BatchLoader(TRAIN, params.train, World())
-    moments = fit(state, batches, validation, params=params.train, precision=torch.float32)
-    return state, [record for record in moments if isinstance(record, EpochRecord)]
+    loader = BatchLoader(TRAIN, params.train, World())
+    records = fit(state, loader, validation, params=params.train, precision=torch.float32)
+    return state, [record for record in records if isinstance(record, EpochRecord)]
 
 
-def test_a_learnable_pattern_is_learned_and_recorded() -> None:
+def test_a_learnable_pattern_is_learned_and_each_epoch_is_recorded() -> None:
     state, history = train(epochs=6)
     assert [record.epoch for record in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1].train_loss < history[0].train_loss
@@ -34,26 +34,25 @@ def test_a_learnable_pattern_is_learned_and_recorded() -> None:
     assert state.epochs_done == 6
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit_and_another_does_not() -> None:
+def test_the_seed_determines_the_weights_bit_for_bit() -> None:
     (first, _), (again, _), (other, _) = train(), train(), train(seed=1)
     for (name, a), b, c in zip(
-        first.product.state_dict().items(),
-        again.product.state_dict().values(),
-        other.product.state_dict().values(),
+        first.ema_model.state_dict().items(),
+        again.ema_model.state_dict().values(),
+        other.ema_model.state_dict().values(),
         strict=True,
     ):
         assert torch.equal(a, b), name
         if name.startswith("layers.") and a.ndim == 4:
             assert not torch.equal(a, c), name
-    assert not torch.equal(first.product.head.weight, other.product.head.weight)
+    assert not torch.equal(first.ema_model.head.weight, other.ema_model.head.weight)
 
 
-def test_training_starts_where_the_state_stands() -> None:
+def test_a_finished_state_is_not_trained_further() -> None:
     params = tiny_params().train
     state, _ = train(epochs=3)
-    assert (
-        list(fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)) == []
-    )
+    loader = BatchLoader(TRAIN, params, World())
+    assert list(fit(state, loader, VALIDATION, params=params, precision=torch.float32)) == []
 
 
 def test_without_a_hold_out_the_validation_columns_are_empty() -> None:
@@ -67,23 +66,23 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step() -> None:
         train(optimizer="sgd", filter_lr=1e30, head_lr=1e30, bias_lr=1e30, weight_decay=0.0)
 
 
-def test_no_averaging_keeps_the_last_weights() -> None:
+def test_an_ema_decay_of_zero_keeps_the_last_weights() -> None:
     state, _ = train(ema_decay=0.0, epochs=1)
     for name, value in state.model.named_parameters():
         assert torch.equal(value, state.ema_model.get_parameter(name)), name
 
 
-def test_sharpness_aware_steps_learn_too_and_otherwise() -> None:
-    (plain, _), (aware, history) = train(epochs=4), train(epochs=4, sam_rho=0.02)
+def test_sam_learns_and_gives_other_weights() -> None:
+    (plain, _), (sam, history) = train(epochs=4), train(epochs=4, sam_rho=0.02)
     assert history[-1].train_loss < history[0].train_loss
-    assert not torch.equal(plain.product.head.weight, aware.product.head.weight)
+    assert not torch.equal(plain.ema_model.head.weight, sam.ema_model.head.weight)
 
 
-def test_bfloat16_learns_too() -> None:
+def test_training_in_bfloat16_learns() -> None:
     params = tiny_params(train={"epochs": 4})
     torch.manual_seed(0)
     state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3), params.train)
-    batches = BatchLoader(TRAIN, params.train, World())
-    moments = fit(state, batches, VALIDATION, params=params.train, precision=torch.bfloat16)
-    history = [record for record in moments if isinstance(record, EpochRecord)]
+    loader = BatchLoader(TRAIN, params.train, World())
+    records = fit(state, loader, VALIDATION, params=params.train, precision=torch.bfloat16)
+    history = [record for record in records if isinstance(record, EpochRecord)]
     assert history[-1].train_loss < history[0].train_loss

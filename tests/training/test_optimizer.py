@@ -24,27 +24,27 @@ def test_the_learning_rate_follows_the_table(step: int, factor: float, reason: s
     assert optimizer.learning_rate_factor(step, steps=13, warmup_steps=3) == pytest.approx(factor), reason
 
 
-def test_without_warm_up_the_first_step_has_the_peak() -> None:
+def test_without_warm_up_the_first_step_has_the_peak_learning_rate() -> None:
     assert optimizer.learning_rate_factor(0, steps=10, warmup_steps=0) == 1
 
 
 @pytest.mark.parametrize("name", ["muon", "sgd"])
-def test_every_trained_parameter_moves_and_no_other(name: str) -> None:
+def test_a_step_changes_exactly_the_trained_parameters(name: str) -> None:
     torch.manual_seed(0)
     model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
     before = {key: value.clone() for key, value in model.named_parameters()}
     optimizers = optimizer.build_optimizers(model, tiny_params(train={"optimizer": name}).train)
     model(torch.rand(8, 3, 32, 32) * 255).logsumexp(1).sum().backward()
-    for each in optimizers:
-        each.step()
-        each.zero_grad()
+    for optimizer_ in optimizers:
+        optimizer_.step()
+        optimizer_.zero_grad()
     for key, value in model.named_parameters():
         assert torch.equal(value, before[key]) != value.requires_grad, key
         assert value.grad is None or not value.grad.any(), key
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(8, 16), (2, 32)])  # wide and tall as a matrix
-def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, outputs: int) -> None:
+def test_muon_on_filters_equals_torch_muon_on_matrices(inputs: int, outputs: int) -> None:
     torch.manual_seed(0)
     conv = resnet.make_convolution(inputs, outputs, 3, mirrored=False).to(memory_format=torch.channels_last)
     muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.bfloat16)
@@ -59,21 +59,24 @@ def test_muon_does_to_filters_what_that_of_torch_does_to_matrices(inputs: int, o
         torch.testing.assert_close(optimizer.as_matrix(conv.weight), matrix, rtol=0, atol=0)
 
 
-def test_muon_works_in_place_keeps_the_norm_and_orthogonalizes_in_its_precision() -> None:
+def test_muon_works_in_place_and_keeps_the_norm() -> None:
     conv = resnet.make_convolution(8, 16, 3, mirrored=False).to(memory_format=torch.channels_last)
-    place = conv.weight.data_ptr()
+    address = conv.weight.data_ptr()
     muon = optimizer.Muon([conv.weight], lr=0.1, momentum=0.6, precision=torch.float32)
     conv(torch.rand(2, 8, 8, 8)).square().sum().backward()
     muon.step()
-    assert conv.weight.data_ptr() == place
+    assert conv.weight.data_ptr() == address
     assert conv.weight.norm().item() == pytest.approx(4, rel=1e-5)
-    found = optimizer.orthogonalize(torch.randn(16, 72), torch.float32)
-    assert found.dtype == torch.float32
-    values = torch.linalg.svdvals(found)
-    assert 0.3 < values.min() < values.max() < 1.3  # three steps do not quite reach 1, nor are they meant to
 
 
-def test_perturbed_filters_lie_uphill_by_a_share_of_their_norm_and_come_back() -> None:
+def test_orthogonalize_keeps_the_requested_dtype_and_brings_singular_values_near_one() -> None:
+    matrix = optimizer.orthogonalize(torch.randn(16, 72), torch.float32)
+    assert matrix.dtype == torch.float32
+    singular_values = torch.linalg.svdvals(matrix)
+    assert 0.3 < singular_values.min() < singular_values.max() < 1.3  # three steps need not reach 1
+
+
+def test_sam_perturbation_raises_the_loss_and_is_undone() -> None:
     torch.manual_seed(0)
     model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
     images, labels = torch.rand(8, 3, 32, 32) * 255, torch.arange(8)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def add_backfill_arguments(parser: ArgumentParser) -> None:
-    parser.epilog = "Reads DVC's files: the workspace, HEAD and every experiment. What MLflow has already stays."
+    parser.epilog = "Reads DVC's files of the workspace, HEAD and every experiment. Existing runs are kept."
 
 
 def backfill_command(root: Path, arguments: Namespace) -> int:  # noqa: ARG001

@@ -9,7 +9,7 @@ def add_compare_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("first", nargs="?", default="HEAD", help=f"{revision} (default: %(default)s)")
     parser.add_argument("second", nargs="?", default="workspace", help=f"{revision} (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("data/scratch/comparison.png"), metavar="FILE",
-                        help="figure of the images that only one gets right (default: %(default)s)")  # fmt: skip
+                        help="figure of images that only one classifies correctly (default: %(default)s)")  # fmt: skip
 
 
 def compare_command(root: Path, arguments: Namespace) -> int:
@@ -20,5 +20,5 @@ def compare_command(root: Path, arguments: Namespace) -> int:
     print(comparison_report(first, second))
     with atomic_write(arguments.output) as temporary:
         plot_differences(first, second, root).savefig(temporary, dpi=110, format="png")
-    print(f"images that only one network gets right, most confident mistakes first -> {arguments.output}")
+    print(f"images that only one network classifies correctly, most confident mistakes first -> {arguments.output}")
     return 0

@@ -35,12 +35,13 @@ def main(root: Path) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        raise UserError(f"{error.filename2 or error.filename}: cannot be used ({error.strerror})") from None
+        path = error.filename2 or error.filename
+        raise UserError(f"{path}: cannot be used ({error.strerror})" if path else str(error)) from None
     return code
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="cifar-resnet", description="CIFAR-10 with a residual network: commands for people.")
+    parser = ArgumentParser(prog="cifar-resnet", description="CIFAR-10 with a residual network.")
     parser.add_argument("--version", action="version", version=__version__)
     shtab.add_argument_to(parser, "--print-completion", help="print a completion script for your shell and exit")
     commands = parser.add_subparsers(required=True, metavar="command")

@@ -1,7 +1,6 @@
 """`cifar-resnet predict`: classify images with a registered or saved model."""
 
 import sys
-import tempfile
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -9,12 +8,17 @@ from cifar_resnet.cli.arguments import count
 
 SOME_SKIPPED = 3
 INPUTS = """\
-Accepted: pictures (PNG, JPEG, WebP, BMP, TIFF, the first frame of a GIF), folders of them at any depth, globs and
-zips; arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin files and pickled Python batches.
-In folders and zips, only files with a picture's suffix count. Hidden files and links to folders are ignored.
+Accepted: pictures (PNG, JPEG, WebP, BMP, TIFF, AVIF, HEIC, the first frame of a GIF), folders of them at any depth,
+globs and zips; arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin files and pickled Python
+batches. Pictures are recognized by their content, whatever their suffix. In folders and zips, hidden files and files
+that are not pictures are counted and ignored. Links to folders are ignored.
 
-A picture is rotated as its EXIF orientation says. Transparent parts become white. It is scaled so that its shorter
-side has 32 pixels, and the middle is cut out.
+A picture is rotated according to its EXIF orientation. Transparent parts become white. It is scaled so that its
+shorter side has 32 pixels, and cropped to a square around its center.
+
+Limits: a picture's file has at most 250 MB, and at most 50 megapixels are decoded. A large JPEG is decoded at down to
+an eighth of its size, so up to 3,200 megapixels are accepted; a progressive JPEG is decoded completely. Reading a
+picture takes at most 1 GB of memory.
 
 exit codes:
   0  every image was predicted
@@ -26,7 +30,7 @@ exit codes:
 def add_predict_arguments(parser: ArgumentParser) -> None:
     parser.epilog = INPUTS
     parser.add_argument("sources", nargs="+", metavar="source", help="file, folder, glob, zip or array, see below")
-    parser.add_argument("--model", help="champion, a version number, a run id, or the folder or file of a model "
+    parser.add_argument("--model", help="champion, a version number, a run id, an MLflow URI, or the path of a model "
                         "(default: the champion in MLflow, otherwise data/model)")  # fmt: skip
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
     parser.add_argument("--top", type=count, default=1, metavar="N", help="show the N most likely classes")
@@ -44,13 +48,13 @@ def predict_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.registry.load import find_model
 
     device.disable_malloc_trim()
+    target = device.select_device(arguments.device)
     chunks = image_reader.read_images(arguments.sources, root, batch_size=arguments.batch_size)
     counts, write = predictions.Counts(), predictions.WRITERS[arguments.format]
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, model = find_model(root, arguments.model, Path(scratch))
+    with find_model(root, arguments.model) as (folder, model_name):
         results = predictions.predict_images(
-            folder, chunks, counts, target=device.select_device(arguments.device), strict=arguments.strict,
-            batch_size=arguments.batch_size, top=arguments.top,
+            folder, chunks, counts, target=target, strict=arguments.strict, batch_size=arguments.batch_size,
+            top=arguments.top,
         )  # fmt: skip
         if arguments.output is None:
             write(sys.stdout, results)
@@ -60,6 +64,5 @@ def predict_command(root: Path, arguments: Namespace) -> int:
                 temporary.open("w", newline="", encoding="utf-8") as stream,
             ):
                 write(stream, results)
-    skipped = f", {counts.skipped:,} skipped" if counts.skipped else ""
-    print(f"predict: {counts.predicted:,} images{skipped}, model: {model}", file=sys.stderr)
+    print(f"predict: {counts.predicted:,} images{counts.skipped_text()}, model: {model_name}", file=sys.stderr)
     return SOME_SKIPPED if counts.skipped else 0

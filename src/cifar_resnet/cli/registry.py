@@ -6,13 +6,13 @@ from pathlib import Path
 
 def add_registry_arguments(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
-    actions.add_parser("list", help="all versions with their evidence, and every change of the champion")
-    promote = actions.add_parser("promote", help="make a version the champion, whatever the policy says")
+    actions.add_parser("list", help="all versions with their metrics, and every change of the champion")
+    promote = actions.add_parser("promote", help="make a version the champion, regardless of the policy")
     promote.add_argument("version", type=int)
     rollback = actions.add_parser("rollback", help="make the previous champion the champion again")
     for action in (promote, rollback):
-        action.add_argument("--why", default="by hand", help="reason that the history keeps")
-        action.add_argument("--dry-run", action="store_true", help="say what would be done and do nothing")
+        action.add_argument("--why", default="by hand", help="reason to record in the history (default: %(default)s)")
+        action.add_argument("--dry-run", action="store_true", help="show the change without making it")
 
 
 def registry_command(root: Path, arguments: Namespace) -> int:

@@ -11,13 +11,13 @@ from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
     from cifar_resnet.params.file import Params
-    from cifar_resnet.search.study import Result
+    from cifar_resnet.search.trial import TrialResult
 
-ACTIONS = """what to do:
-  run    train trials until there are enough; the same command continues after an interruption or joins a running search
+ACTIONS = """actions:
+  run    train trials up to --trials; the same command continues an interrupted search or joins a running one
   best   show the best trials, each with the command that trains it in full
-  queue  put the best trials into DVC's queue; `dvc queue start` trains them in full
-  apply  write the best trial, or --trial N, into params.yaml and show what changed"""
+  queue  add the best trials to DVC's queue; `dvc queue start` trains them in full
+  apply  write the best trial, or --trial N, into params.yaml and show the difference"""
 
 
 def add_search_arguments(parser: ArgumentParser) -> None:
@@ -25,12 +25,12 @@ def add_search_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=("run", "best", "queue", "apply"), default="run", help="see below")
     parser.add_argument("--trials", type=count, metavar="N", help="number of trials in total (default: search.trials)")
     parser.add_argument("--minutes", type=positive_number, metavar="N",
-                        help="no trial starts later than this (default: search.minutes)")  # fmt: skip
+                        help="minutes after which no trial starts (default: search.minutes)")  # fmt: skip
     parser.add_argument("--workers", type=count, default=1, metavar="N",
-                        help="processes that share this machine's cores (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--top", type=count, default=5, metavar="K", help="how many to show or queue (default: 5)")
-    parser.add_argument("--trial", type=int, metavar="N", help="which trial to apply (default: the best)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write trials.csv and the figures there")
+                        help="number of processes, which share the cores (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--top", type=count, default=5, metavar="K", help="trials to show or queue (default: 5)")
+    parser.add_argument("--trial", type=int, metavar="N", help="trial to apply (default: the best)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write trials.csv and the figures to this folder")
 
 
 def search_command(root: Path, arguments: Namespace) -> int:
@@ -40,12 +40,12 @@ def search_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.search.study import Study
     from cifar_resnet.search.worker import run_search, worker_processes
 
-    values = load_params(root / "params.yaml")
+    params = load_params(root / "params.yaml")
     if arguments.action == "run":
-        limit, minutes = arguments.trials or values.search.trials, arguments.minutes or values.search.minutes
+        limit, minutes = arguments.trials or params.search.trials, arguments.minutes or params.search.minutes
         with worker_processes(root, arguments.workers, limit, minutes):
-            run_search(root, values, limit=limit, minutes=minutes)
-    study = Study(root, values)
+            run_search(root, params, limit=limit, minutes=minutes)
+    study = Study(root, params)
     results = study.results()
     if arguments.action == "run":
         log_search_results(root, study, results)
@@ -54,25 +54,25 @@ def search_command(root: Path, arguments: Namespace) -> int:
         write_search_results(arguments.output, study, results)
     if not ranked:
         ended = sum(result.ended for result in results)
-        raise UserError(f"none of the {ended} trials of {values.search.study} is finished; `make search` continues it")
-    use_trials(root, values, arguments, ranked)
+        raise UserError(f"none of the {ended} trials of {params.search.study} is finished; `make search` continues it")
+    use_trials(root, params, arguments, ranked)
     return 0
 
 
-def use_trials(root: Path, values: Params, arguments: Namespace, ranked: list[Result]) -> None:
+def use_trials(root: Path, params: Params, arguments: Namespace, ranked: list[TrialResult]) -> None:
     """Show, queue or apply finished trials, the best first."""
     from cifar_resnet.search.results import apply_trial, queue_experiments, results_table
 
     if arguments.action == "queue":
-        queue_experiments(root, values.search.study, ranked[: arguments.top])
-        print(f"search: {len(ranked[: arguments.top])} trainings are in the queue; `dvc queue start` runs them")
+        queue_experiments(root, params.search.study, ranked[: arguments.top])
+        print(f"search: {len(ranked[: arguments.top])} trainings are in DVC's queue; `dvc queue start` runs them")
     elif arguments.action == "apply":
         number = ranked[0].number if arguments.trial is None else arguments.trial
         result = next((result for result in ranked if result.number == number), None)
         if result is None:
             raise UserError(
-                f"--trial {number}: not a finished trial of {values.search.study}; `search best` lists them"
+                f"--trial {number}: not a finished trial of {params.search.study}; see `cifar-resnet search best`"
             )
-        print(apply_trial(root, values, result) or "params.yaml has these values already", end="")
+        print(apply_trial(root, params, result) or "params.yaml already has these values", end="")
     else:
         print(results_table(ranked, arguments.top))

@@ -1,6 +1,6 @@
-"""The published CIFAR-10 files: where they come from, how they are proven, how they are read.
+"""CIFAR-10's file format and checksums.
 
-Canonical form: the "binary version", 10,000 records a file, each one label byte and 3,072 pixel bytes (planes R, G, B).
+Format: the "binary version", 10,000 records per file, each one label byte and 3,072 pixel bytes (planes R, G, B).
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; the MD5s are the publisher's.
 """
 
@@ -15,7 +15,7 @@ from cifar_resnet.data.dataset import Images
 from cifar_resnet.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-OFFICIAL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+OFFICIAL_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILE = "test_batch.bin"
 MD5 = {
@@ -26,22 +26,22 @@ MD5 = {
     "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
     "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
 }
-RECORD_BYTES = 1 + 3 * 32 * 32  # bytes
-RECORDS_PER_FILE = 10_000  # in a file
+RECORD_BYTES = 1 + 3 * 32 * 32
+RECORDS_PER_FILE = 10_000
 
 
 def unpickle_batch(content: bytes) -> Any:
-    """What a pickle of numpy arrays and builtin containers holds; strings of Python 2 become bytes.
+    """Load a pickle of numpy arrays and builtin containers; Python 2's strings become bytes.
 
     Raises:
-        pickle.UnpicklingError: if it asks for anything else, which is not run.
-        Exception: any other, if the content is damaged.
+        pickle.UnpicklingError: if the pickle refers to any other class or function; it is not called.
+        Exception: any other type, if the content is damaged.
     """
     return _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """Builds numpy arrays and builtin containers, nothing else: a pickle is a program."""
+    """Loads only numpy arrays and builtin containers, because a pickle can run any function."""
 
     ALLOWED = frozenset(
         {
@@ -57,7 +57,7 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 def encode_records(rows: np.ndarray[Any, np.dtype[np.uint8]], labels: list[int]) -> bytes:
-    """The binary version's records of uint8 rows (N, 1,024, 3)."""
+    """Encode uint8 rows (N, 1,024, 3) as records of the binary version."""
     planes = rows.transpose(0, 2, 1).reshape(len(rows), -1)
     return np.hstack([np.asarray(labels, dtype=np.uint8).reshape(-1, 1), planes]).tobytes()
 
@@ -66,7 +66,7 @@ def read_records(path: Path) -> Images:
     """Read one `.bin` file.
 
     Raises:
-        UserError: if the file is missing or does not consist of whole records.
+        UserError: if the file is missing, empty, or not a multiple of the record size.
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; run `dvc repro download`")
@@ -80,10 +80,10 @@ def read_records(path: Path) -> Images:
 
 
 def read_batch(path: Path) -> Images:
-    """Read one of the six files.
+    """Read one of the six published files.
 
     Raises:
-        UserError: if it is missing or does not hold 10,000 images.
+        UserError: if the file is missing or does not contain 10,000 images.
     """
     images = read_records(path)
     if len(images) != RECORDS_PER_FILE:
@@ -92,9 +92,11 @@ def read_batch(path: Path) -> Images:
 
 
 def read_train(folder: Path) -> Images:
+    """Read the five training files; raises as `read_batch` does."""
     parts = [read_batch(folder / name) for name in TRAIN_FILES]
-    return Images(np.concatenate([p.pixels for p in parts]), np.concatenate([p.labels for p in parts]))
+    return Images(np.concatenate([part.pixels for part in parts]), np.concatenate([part.labels for part in parts]))
 
 
 def read_test(folder: Path) -> Images:
+    """Read the test file; raises as `read_batch` does."""
     return read_batch(folder / TEST_FILE)

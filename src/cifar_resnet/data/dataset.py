@@ -1,4 +1,4 @@
-"""Images and labels in memory and on disk, without pickle."""
+"""Images and labels, in memory and as .npy files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,14 +38,15 @@ def write_array(path: Path, array: NDArray[np.generic]) -> None:
 
 
 def read_array(path: Path) -> NDArray[np.generic]:
-    """
+    """Read a .npy file.
+
     Raises:
-        UserError: if the file is missing or is no plain array.
+        UserError: if the file is missing, damaged or pickled.
     """
     try:
         array: NDArray[np.generic] = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy array ({error}); run `dvc repro` to make it again") from None
+        raise UserError(f"{path}: not a readable .npy array ({error}); run `dvc repro` to write it again") from None
     return array
 
 
@@ -56,7 +57,7 @@ def write_split(folder: Path, split: str, images: Images) -> None:
 
 
 def read_split(folder: Path, split: str) -> Images:
-    """The inverse of `write`."""
+    """Read what `write_split` has written; raises as `read_array` does."""
     pixels = read_array(folder / f"{split}_images.npy").astype(np.uint8, copy=False)
     labels = read_array(folder / f"{split}_labels.npy").astype(np.int64, copy=False)
     return Images(pixels, labels)

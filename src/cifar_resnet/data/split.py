@@ -1,4 +1,4 @@
-"""The hold-out for validation, the data's promises, and the channel statistics of what is trained on."""
+"""The split into training and validation images, checks of the data, and dataset statistics."""
 
 from typing import Any
 
@@ -20,7 +20,9 @@ def train_validation_split(images: Images, *, per_class: int, num_classes: int, 
         return images, images.take(rows[:0])
     fewest = int(np.bincount(images.labels, minlength=num_classes).min())
     if per_class >= fewest:
-        raise UserError(f"preprocess.validation_per_class is {per_class}: must be below {fewest}, a class's images")
+        raise UserError(
+            f"preprocess.validation_per_class is {per_class}: must be below {fewest}, the images of a class"
+        )
     train, validation = train_test_split(
         rows, test_size=per_class * num_classes, stratify=images.labels, random_state=seed, shuffle=True
     )
@@ -28,26 +30,31 @@ def train_validation_split(images: Images, *, per_class: int, num_classes: int, 
 
 
 def validate_dataset(splits: dict[str, Images], *, num_classes: int) -> None:
-    """Hold the data to its promises.
+    """Check the labels, the class balance, and that no image occurs twice.
 
     Raises:
-        UserError: if a label is out of range, a split's classes are unequal in number, or two images are equal.
+        UserError: if a label is out of range, the classes of a split differ in size, or two images are equal.
     """
     for name, images in splits.items():
         if len(images) and not 0 <= images.labels.min() <= images.labels.max() < num_classes:
-            found = f"{images.labels.min()}..{images.labels.max()}"
-            raise UserError(f"{name}: labels {found} found, 0..{num_classes - 1} allowed; run `dvc repro -f download`")
+            labels = f"{images.labels.min()}..{images.labels.max()}"
+            raise UserError(f"{name}: labels {labels} found, 0..{num_classes - 1} allowed; run `dvc repro -f download`")
         counts = np.bincount(images.labels, minlength=num_classes)
         if counts.min() != counts.max():
-            raise UserError(f"{name}: classes must be equal in number, {counts.tolist()} found")
+            raise UserError(
+                f"{name}: {counts.tolist()} images per class found, equal counts needed; run `dvc repro -f download`"
+            )
     pixels = np.concatenate([images.pixels for images in splits.values()])
     _, counts = np.unique(pixels.reshape(len(pixels), -1).view("V3072"), return_counts=True)
     if (counts > 1).any():
-        raise UserError(f"{int((counts - 1).sum())} images are exact duplicates within or across the splits")
+        raise UserError(
+            f"{int((counts - 1).sum())} exact duplicates found within or across the splits, none allowed; "
+            "run `dvc repro -f download`"
+        )
 
 
 def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in units of the full range (0 to 1)."""
+    """Mean and standard deviation of each channel, for pixel values scaled to 0..1."""
     counts = np.stack([np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(3)])
     values = np.arange(256) / 255
     share = counts / counts.sum(axis=1, keepdims=True)
@@ -57,7 +64,7 @@ def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
 
 
 def dataset_statistics(splits: dict[str, Images], *, classes: tuple[str, ...], source: str) -> dict[str, Any]:
-    """Where the data is from, its classes, counts per split and class, channel statistics of the train part only."""
+    """The content of statistics.json. The channel statistics are of the training images only."""
     mean, std = channel_statistics(splits["train"].pixels)
     return {
         "source": source,

@@ -1,4 +1,4 @@
-"""Two networks on the same test images: is the difference real, where is it, and how does it look?"""
+"""Compare two networks on the same test images: significance, changes by class, and the images that changed."""
 
 import json
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ LOGITS = "data/evaluation/logits.npy"
 LABELS = "data/prepared/test_labels.npy"
 IMAGES = "data/prepared/test_images.npy"
 CONFIG = "data/model/model.json"
-SHOWN = 12  # images of either kind
+MAX_IMAGES = 12  # lost images in the figure, and as many gained ones
 
 
 @dataclass(frozen=True)
 class RevisionResult:
-    """A revision's answers without test-time augmentation: probabilities (N, C), and the true labels (N,)."""
+    """A revision's predictions without test-time augmentation: probabilities (N, C), and the true labels (N,)."""
 
     revision: str
     probabilities: metrics.Floats
@@ -42,65 +42,70 @@ class RevisionResult:
 
 
 def read_result(root: Path, revision: str) -> RevisionResult:
-    """What evaluate wrote at a Git revision, in a DVC experiment, or in the workspace.
+    """Read the outputs of evaluate at a Git revision, in a DVC experiment, or in the workspace.
 
     Raises:
-        UserError: if there is no such revision or DVC's cache and remote lack its files.
+        UserError: if there is no such revision, or neither DVC's cache nor its remote has the files.
     """
-    card = json.loads(read_revision_file(root, revision, CONFIG))
-    plain = load_array(root, revision, LOGITS)[0]
-    probabilities = predictor.softmax(plain, saved_model.fitted_temperature(card, augmented=False))
-    return RevisionResult(revision, probabilities, load_array(root, revision, LABELS).astype(np.int64), card["classes"])
+    config = json.loads(read_revision_file(root, revision, CONFIG))
+    logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
+    probabilities = predictor.softmax(logits, saved_model.fitted_temperature(config, augmented=False))
+    labels = load_array(root, revision, LABELS).astype(np.int64)
+    return RevisionResult(revision, probabilities, labels, config["classes"])
 
 
 def load_array(root: Path, revision: str, path: str) -> NDArray[Any]:
-    loaded: NDArray[Any] = np.load(BytesIO(read_revision_file(root, revision, path)), allow_pickle=False)
-    return loaded
+    array: NDArray[Any] = np.load(BytesIO(read_revision_file(root, revision, path)), allow_pickle=False)
+    return array
 
 
 def comparison_report(first: RevisionResult, second: RevisionResult) -> str:
-    """The paired difference and what became of every class, in lines for people.
+    """Lines for the terminal: the paired difference, and the images gained and lost in every class.
 
     Raises:
-        UserError: if the two were measured on different test data.
+        UserError: if the two were evaluated on different test data.
     """
     if not np.array_equal(first.labels, second.labels):
-        raise UserError(f"{first.revision} and {second.revision} were measured on different test data")
-    found = significance.mcnemar_test(second.correct, first.correct)
+        raise UserError(
+            f"{first.revision} and {second.revision} were evaluated on different test data; "
+            "compare revisions with the same data/prepared/test_labels.npy"
+        )
+    comparison = significance.mcnemar_test(second.correct, first.correct)
     both, neither = int((first.correct & second.correct).sum()), int((~first.correct & ~second.correct).sum())
     lines = [
         f"{first.revision}: {first.correct.mean():.2%}, {second.revision}: {second.correct.mean():.2%} of "
         f"{len(first.labels):,} test images",
-        f"difference {found} (McNemar's exact test)",
-        f"both right {both:,}, only {first.revision} {found.only_second:,}, "
-        f"only {second.revision} {found.only_first:,}, neither {neither:,}",
+        f"difference {comparison} (McNemar's exact test)",
+        f"correct: both {both:,}, only {first.revision} {comparison.only_second:,}, "
+        f"only {second.revision} {comparison.only_first:,}, neither {neither:,}",
         f"{'class':<12}{'gained':>8}{'lost':>8}{'points':>8}",
     ]
     for label, name in enumerate(first.classes):
         rows = first.labels == label
         if rows.any():
-            part = significance.mcnemar_test(second.correct[rows], first.correct[rows])
-            lines.append(f"{name:<12}{part.only_first:>8}{part.only_second:>8}{100 * part.difference:>+8.1f}")
+            of_class = significance.mcnemar_test(second.correct[rows], first.correct[rows])
+            lines.append(
+                f"{name:<12}{of_class.only_first:>8}{of_class.only_second:>8}{100 * of_class.difference:>+8.1f}"
+            )
     return "\n".join(lines)
 
 
 def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) -> Any:
-    """The images that only one has right: those lost, then those gained, the most confident mistakes first."""
+    """Images that only one revision classifies correctly: lost, then gained ones, the most confident mistakes first."""
     lost = most_confident(second, np.flatnonzero(first.correct & ~second.correct))
     gained = most_confident(first, np.flatnonzero(second.correct & ~first.correct))
     rows = np.concatenate([lost, gained])
     if not len(rows):
-        return plots.plot_notice(f"{first.revision} and {second.revision} have the same images right")
+        return plots.plot_notice(f"{first.revision} and {second.revision} classify the same images correctly")
     classes, pixels = first.classes, load_array(root, first.revision, IMAGES)[rows]
-    kinds = ["lost"] * len(lost) + ["gained"] * len(gained)
+    changes = ["lost"] * len(lost) + ["gained"] * len(gained)
     captions = [
-        f"{kind}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"
-        for kind, row in zip(kinds, rows, strict=True)
+        f"{change}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"
+        for change, row in zip(changes, rows, strict=True)
     ]
-    title = f"Answers of {first.revision} → {second.revision}"
-    return plots.plot_gallery(pixels, captions, title)
+    return plots.plot_gallery(pixels, captions, f"Predicted class: {first.revision} → {second.revision}")
 
 
-def most_confident(wrong: RevisionResult, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-    """The rows, at most SHOWN of them, of which that side is most confident."""
-    return rows[np.argsort(-wrong.probabilities[rows].max(axis=1), kind="stable")][:SHOWN]
+def most_confident(result: RevisionResult, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The MAX_IMAGES of `rows` in which `result` is most confident, in descending order."""
+    return rows[np.argsort(-result.probabilities[rows].max(axis=1), kind="stable")][:MAX_IMAGES]

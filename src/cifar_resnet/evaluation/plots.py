@@ -1,5 +1,6 @@
-"""Records or arrays to matplotlib figures; nothing here saves or shows anything."""
+"""Matplotlib figures from records and arrays; the caller saves them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.evaluation.metrics import Floats, Table
 from cifar_resnet.training.history import EpochRecord
 
-BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers too
+BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers
 
 
 def plot_learning_curves(records: Sequence[EpochRecord]) -> Figure:
-    """Loss and accuracy by epoch, on training batches and on the hold-out."""
+    """Loss and accuracy by epoch, on training batches and on the validation images."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     epochs = [record.epoch for record in records]
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -29,18 +30,18 @@ def plot_learning_curves(records: Sequence[EpochRecord]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.axes[0].set_title("Loss (training: augmented, smoothed labels)", fontsize=10)
+    figure.axes[0].set_title("Loss (training: augmented images, label smoothing)", fontsize=10)
     figure.axes[1].set_title("Accuracy (training: augmented images)", fontsize=10)
     figure.axes[1].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     return figure
 
 
 def plot_confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
-    """Counts (C, C) as a heat map of the mistakes; the diagonal is written, not coloured."""
+    """Counts (C, C) as a heat map of the mistakes; the diagonal has numbers but no colour."""
     figure = Figure(figsize=(7, 6.2), layout="constrained")
     axes = figure.subplots()
     mistakes = np.where(np.eye(len(classes), dtype=bool), 0, counts)
-    picture = axes.imshow(mistakes, cmap="Blues")
+    heat_map = axes.imshow(mistakes, cmap="Blues")
     for row, column in np.ndindex(*counts.shape):
         dark = mistakes[row, column] > 0.6 * max(int(mistakes.max()), 1)
         colour, weight = ("white" if dark else "black"), ("bold" if row == column else "normal")
@@ -49,20 +50,20 @@ def plot_confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> 
     axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axes.set_yticks(range(len(classes)), classes)
     axes.set(xlabel="predicted class", ylabel="true class", title="Test images by true and predicted class")
-    figure.colorbar(picture, label="mistaken images", shrink=0.8)
+    figure.colorbar(heat_map, label="misclassified images", shrink=0.8)
     return figure
 
 
 def plot_class_scores(scores: Table) -> Figure:
-    """Recall of each class with its interval, and precision, the weakest class at the bottom."""
+    """Recall of each class with its interval, and precision; the class with the lowest recall is at the bottom."""
     figure = Figure(figsize=(7, 3.8), layout="constrained")
     axes = figure.subplots()
     rows = sorted(scores, key=lambda row: row["recall"])
     names, recall = [row["class"] for row in rows], _column(rows, "recall")
-    ends = [recall - _column(rows, "recall_low"), _column(rows, "recall_high") - recall]
-    axes.errorbar(recall, names, xerr=ends, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
+    xerr = [recall - _column(rows, "recall_low"), _column(rows, "recall_high") - recall]
+    axes.errorbar(recall, names, xerr=xerr, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
     axes.plot(_column(rows, "precision"), names, "D", color=RED, label="precision")
-    axes.set(xlabel="share of images", title="Recall and precision by class")
+    axes.set(xlabel="recall, precision", ylabel="class", title="Recall and precision by class")
     format_percent(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -70,13 +71,13 @@ def plot_class_scores(scores: Table) -> Figure:
 
 
 def plot_reliability(bins: Table, error: float) -> Figure:
-    """Accuracy with its interval against confidence, by bin; `error` is the expected calibration error."""
+    """Accuracy with its interval against confidence for every bin; `error` is the expected calibration error."""
     figure = Figure(figsize=(4.6, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfectly calibrated")
     confidence, accuracy = _column(bins, "confidence"), _column(bins, "accuracy")
-    ends = [accuracy - _column(bins, "accuracy_low"), _column(bins, "accuracy_high") - accuracy]
-    above.errorbar(confidence, accuracy, yerr=ends, fmt="o", color=BLUE, capsize=3, label="model, 95 % interval")
+    yerr = [accuracy - _column(bins, "accuracy_low"), _column(bins, "accuracy_high") - accuracy]
+    above.errorbar(confidence, accuracy, yerr=yerr, fmt="o", color=BLUE, capsize=3, label="model, 95 % interval")
     above.set(ylabel="accuracy", title=f"Reliability: expected calibration error {error:.3f}")
     above.legend()
     below.bar(confidence, _column(bins, "images"), width=0.04, color=BLUE)
@@ -88,13 +89,13 @@ def plot_reliability(bins: Table, error: float) -> Figure:
 
 
 def plot_accuracy_coverage(curve: Table) -> Figure:
-    """Accuracy against the share of images that are answered, the most confident first, by percent."""
+    """Accuracy on the most confident predictions against their share of all images, in steps of one percent."""
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axes = figure.subplots()
     accuracy = _column(curve, "accuracy")
     axes.plot(_column(curve, "coverage"), accuracy, color=BLUE)
-    axes.set(xlabel="coverage: images answered, most confident first", ylabel="accuracy on them")
-    axes.set_title(f"All images: {accuracy[-1]:.1%}; the most confident 90 %: {accuracy[89]:.1%}", fontsize=10)
+    axes.set(xlabel="coverage: share of the images, most confident first", ylabel="accuracy on these images")
+    axes.set_title(f"All images: {accuracy[-1]:.1%}; most confident 90 %: {accuracy[89]:.1%}", fontsize=10)
     format_percent(axes.xaxis)
     format_percent(axes.yaxis, decimals=1)
     axes.grid(alpha=0.3)
@@ -102,12 +103,12 @@ def plot_accuracy_coverage(curve: Table) -> Figure:
 
 
 def plot_corruptions(accuracy: Table, baseline: float) -> Figure:
-    """Accuracy by corruption and severity as a heat map; `baseline` is that on the same images as they are."""
+    """Accuracy by corruption and severity as a heat map; `baseline` is the accuracy without corruption."""
     figure = Figure(figsize=(6, 5.4), layout="constrained")
     axes = figure.subplots()
     severities = [name for name in accuracy[0] if name.startswith("severity_")]
     shares = np.stack([_column(accuracy, name) for name in severities], axis=1)
-    picture = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    heat_map = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*shares.shape):
         colour = "black" if shares[row, column] > 0.5 else "white"
         axes.text(column, row, f"{shares[row, column]:.1%}", ha="center", va="center", fontsize=8, color=colour)
@@ -115,25 +116,25 @@ def plot_corruptions(accuracy: Table, baseline: float) -> Figure:
     axes.set_yticks(range(len(shares)), [row["corruption"].replace("_", " ") for row in accuracy])
     axes.set(xlabel="severity", ylabel="corruption")
     axes.set_title(f"Accuracy under corruption: mean {shares.mean():.1%}, uncorrupted {baseline:.1%}", fontsize=10)
-    figure.colorbar(picture, label="accuracy", shrink=0.8, format=PercentFormatter(1, decimals=0))
+    figure.colorbar(heat_map, label="accuracy", shrink=0.8, format=PercentFormatter(1, decimals=0))
     return figure
 
 
 def plot_notice(text: str) -> Figure:
-    """A sentence in place of a picture that was not asked for."""
+    """A sentence in place of a figure that has no data."""
     figure = Figure(figsize=(5, 1))
     figure.text(0.5, 0.5, text, ha="center", va="center")
     return figure
 
 
 def plot_gallery(pixels: Pixels, captions: Sequence[str], title: str) -> Figure:
-    """Images (N, 3, 32, 32) with a caption each, six in a row; without any, a notice."""
+    """Images (N, 3, 32, 32) with one caption each, six in a row; a notice if there are no images."""
     if not len(captions):
-        return plot_notice(f"{title}: there are none")
-    columns = 6
-    figure = Figure(figsize=(9, 1.85 * -(-len(captions) // columns)), layout="constrained")
-    for place, (image, caption) in enumerate(zip(pixels, captions, strict=True), start=1):
-        axes = figure.add_subplot(-(-len(captions) // columns), columns, place)
+        return plot_notice(f"{title}: no images")
+    columns, rows = 6, math.ceil(len(captions) / 6)
+    figure = Figure(figsize=(9, 1.85 * rows), layout="constrained")
+    for index, (image, caption) in enumerate(zip(pixels, captions, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, index)
         axes.imshow(image.transpose(1, 2, 0))
         axes.set_title(caption, fontsize=7)
         axes.set_axis_off()
@@ -142,15 +143,15 @@ def plot_gallery(pixels: Pixels, captions: Sequence[str], title: str) -> Figure:
 
 
 def plot_first_filters(filters: Floats) -> Figure:
-    """The first layer's filters (F, 3, K, K) as pictures, each stretched to its own range."""
-    columns = 12
-    figure = Figure(figsize=(8, 0.8 * -(-len(filters) // columns) + 0.5), layout="constrained")
-    for place, weights in enumerate(filters, start=1):
-        axes: Axes = figure.add_subplot(-(-len(filters) // columns), columns, place)
+    """The first layer's filters (F, 3, K, K) as RGB images, each scaled to its own range."""
+    columns, rows = 12, math.ceil(len(filters) / 12)
+    figure = Figure(figsize=(8, 0.8 * rows + 0.5), layout="constrained")
+    for index, weights in enumerate(filters, start=1):
+        axes: Axes = figure.add_subplot(rows, columns, index)
         axes.imshow(((weights - weights.min()) / max(float(np.ptp(weights)), 1e-12)).transpose(1, 2, 0))
         axes.set_axis_off()
     count, _, height, width = filters.shape
-    title = f"The first layer's {count} filters of {width}x{height} pixels as colours, each stretched to its own range"
+    title = f"First layer: {count} filters of {width}x{height} pixels as RGB images, each scaled to its own range"
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -160,5 +161,5 @@ def _column(rows: Table, name: str) -> Floats:
 
 
 def format_percent(axis: Any, decimals: int | None = 0) -> None:
-    """None: as many decimals as tell the marks apart."""
+    """Label the ticks in percent; `decimals` None: as many as distinguish the ticks."""
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals))

@@ -1,4 +1,4 @@
-"""What evaluate tells of a network's answers on the test images: numbers, tables and pictures."""
+"""The outputs of evaluate: metrics, tables and figures of the predictions on the test images."""
 
 import csv
 from collections.abc import Callable
@@ -15,36 +15,40 @@ from cifar_resnet.inference import predictor
 from cifar_resnet.models.resnet import ResNet
 from cifar_resnet.training.history import EpochRecord
 
-MISTAKES_SHOWN = 24
-MISTAKES_TITLE = "The most confident mistakes on test images: the true class, not the predicted one (confidence)"
-OF_CONFIDENCE = ("log_loss", "brier_score", "expected_calibration_error")
+NUM_MISTAKES = 24  # images in the figure of mistakes
+MISTAKES_TITLE = "The most confident mistakes on the test images, with the confidence in the predicted class"
+CONFIDENCE_METRICS = ("log_loss", "brier_score", "expected_calibration_error")
 DECIMALS = 6  # of the numbers in a table
-CORRUPTED_PER_CLASS = 100  # images; 10,000 would take ten minutes, and the same 1,000 tell one network from another
+CORRUPTED_PER_CLASS = 100  # images: 1,000 are enough to compare two networks; all 10,000 would take ten minutes
 
 
 def compute_metrics(
     labels: Labels, plain: Floats, augmented: Floats, *, temperature: float, temperature_tta: float
 ) -> dict[str, Any]:
-    """The content of metrics.json that follows from logits (N, C), without and with test-time augmentation.
+    """The part of metrics.json that follows from logits (N, C).
 
-    What depends on confidence is measured at the temperature of its logits, but for the names that end in
-    _uncalibrated.
+    Args:
+        plain: logits without test-time augmentation.
+        augmented: logits with test-time augmentation; their metrics end in _tta.
+        temperature: divisor of the plain logits; 1 for the metrics that end in _uncalibrated.
+        temperature_tta: divisor of the augmented logits.
     """
-    found = metrics.classification_metrics(labels, predictor.softmax(plain, temperature))
+    calibrated = metrics.classification_metrics(labels, predictor.softmax(plain, temperature))
     uncalibrated = metrics.classification_metrics(labels, predictor.softmax(plain))
     with_tta = metrics.classification_metrics(labels, predictor.softmax(augmented, temperature_tta))
-    found |= {f"{name}_uncalibrated": uncalibrated[name] for name in OF_CONFIDENCE}
-    return found | {f"{name}_tta": with_tta[name] for name in ("accuracy", "accuracy_interval", *OF_CONFIDENCE)}
+    calibrated |= {f"{name}_uncalibrated": uncalibrated[name] for name in CONFIDENCE_METRICS}
+    tta_metrics = ("accuracy", "accuracy_interval", *CONFIDENCE_METRICS)
+    return calibrated | {f"{name}_tta": with_tta[name] for name in tta_metrics}
 
 
 def compute_tables(labels: Labels, probabilities: Floats, classes: tuple[str, ...]) -> dict[str, Table]:
-    """What is more than a number, by the name of its file; figures draw it, `dvc plots diff` compares it."""
+    """Tables by file name, without .csv; the figures and `dvc plots` draw them."""
     predicted = probabilities.argmax(axis=1)
     pairs = zip(labels, predicted, strict=True)
     return {
         "predictions": [
-            {"index": index, "actual": classes[actual], "predicted": classes[guess]}
-            for index, (actual, guess) in enumerate(pairs)
+            {"index": index, "actual": classes[actual_label], "predicted": classes[predicted_label]}
+            for index, (actual_label, predicted_label) in enumerate(pairs)
         ],
         "confused_pairs": metrics.confused_pairs(metrics.confusion_counts(labels, predicted, len(classes)), classes),
         "class_scores": metrics.class_scores(labels, predicted, classes),
@@ -54,54 +58,55 @@ def compute_tables(labels: Labels, probabilities: Floats, classes: tuple[str, ..
 
 
 def corruption_metrics(
-    answer: Callable[..., Tensor], test: Images, plain: Floats, *, batch_size: int
+    predict_fn: Callable[..., Tensor], test: Images, plain: Floats, *, batch_size: int
 ) -> tuple[dict[str, float], Table]:
-    """Numbers and table of the accuracy under corruptions, on a fixed subset of CORRUPTED_PER_CLASS random images of
-    every class: at severities 1 to 5, the mean of them, and without corruption.
+    """Metrics and table of the accuracy under corruption.
+
+    The images are a fixed subset: CORRUPTED_PER_CLASS random test images of every class.
 
     Args:
-        answer: logits (N, C) of uint8 (N, 3, 32, 32) and `batch_size`.
-        plain: logits (N, C) of all test images.
+        predict_fn: called with uint8 (N, 3, 32, 32) and `batch_size`; returns logits (N, C).
+        plain: logits (N, C) of all test images without corruption.
     """
     rows = corruptions.balanced_subset(test.labels, CORRUPTED_PER_CLASS)
-    found = corruptions.corruption_accuracies(answer, test.take(rows), batch_size=batch_size)
+    accuracies = corruptions.corruption_accuracies(predict_fn, test.take(rows), batch_size=batch_size)
     baseline = float((plain[rows].argmax(1) == test.labels[rows]).mean())
     table = [
         {"corruption": name, "mean": float(row.mean())}
         | {f"severity_{severity}": float(accuracy) for severity, accuracy in enumerate(row, start=1)}
-        for name, row in zip(corruptions.CORRUPTIONS, found, strict=True)
+        for name, row in zip(corruptions.CORRUPTIONS, accuracies, strict=True)
     ]
-    return {"mean_corruption_accuracy": float(found.mean()), "corruption_baseline_accuracy": baseline}, table
+    return {"mean_corruption_accuracy": float(accuracies.mean()), "corruption_baseline_accuracy": baseline}, table
 
 
 def plot_all(
-    test: Images, probabilities: Floats, classes: tuple[str, ...], found: dict[str, Any], tables: dict[str, Table]
+    test: Images, probabilities: Floats, classes: tuple[str, ...], values: dict[str, Any], tables: dict[str, Table]
 ) -> dict[str, Any]:
-    """The figures of how the test images were classified; `found` is the content of metrics.json."""
-    labels = test.labels
-    worst = metrics.confident_mistakes(labels, probabilities, MISTAKES_SHOWN)
+    """Figures of the predictions on the test images, by file name; `values` is the content of metrics.json."""
+    labels, predicted = test.labels, probabilities.argmax(1)
+    mistakes = metrics.confident_mistakes(labels, probabilities, NUM_MISTAKES)
     captions = [
-        f"{classes[labels[row]]}, not\n{classes[probabilities[row].argmax()]} ({probabilities[row].max():.1%})"
-        for row in worst
+        f"true: {classes[labels[row]]},\npredicted: {classes[predicted[row]]} {100 * probabilities[row].max():.1f} %"
+        for row in mistakes
     ]
     return {
         "confusion_matrix": plots.plot_confusion_matrix(
-            metrics.confusion_counts(labels, probabilities.argmax(1), len(classes)), classes
+            metrics.confusion_counts(labels, predicted, len(classes)), classes
         ),
         "class_scores": plots.plot_class_scores(tables["class_scores"]),
-        "reliability": plots.plot_reliability(tables["reliability"], found["expected_calibration_error"]),
+        "reliability": plots.plot_reliability(tables["reliability"], values["expected_calibration_error"]),
         "accuracy_coverage": plots.plot_accuracy_coverage(tables["accuracy_coverage"]),
-        "mistakes": plots.plot_gallery(test.pixels[worst], captions, MISTAKES_TITLE),
+        "mistakes": plots.plot_gallery(test.pixels[mistakes], captions, MISTAKES_TITLE),
         "corruptions": (
-            plots.plot_corruptions(tables["corruptions"], found["corruption_baseline_accuracy"])
+            plots.plot_corruptions(tables["corruptions"], values["corruption_baseline_accuracy"])
             if tables["corruptions"]
-            else plots.plot_notice("Not measured: evaluate.corruptions is false")
+            else plots.plot_notice("Not measured: evaluate.corruptions is false in params.yaml")
         ),
     }
 
 
 def plot_training(model: ResNet, history: list[EpochRecord]) -> dict[str, Any]:
-    """The figures of how the network became what it is."""
+    """Figures of the training: learning curves and the filters of the first layer."""
     first = model.stem[0]
     assert isinstance(first, nn.Conv2d)
     return {
@@ -110,25 +115,25 @@ def plot_training(model: ResNet, history: list[EpochRecord]) -> dict[str, Any]:
     }
 
 
-def summary_lines(found: dict[str, Any]) -> tuple[str, str]:
-    """What people want to know first: accuracy, and the rest."""
-    low, high = found["accuracy_interval"]
-    under = "mean_corruption_accuracy"
-    bears = f"{found[under]:.1%} under corruption, " if under in found else ""
+def summary_lines(values: dict[str, Any]) -> tuple[str, str]:
+    """Two lines for the terminal from the content of metrics.json: accuracies, then other metrics."""
+    low, high = values["accuracy_interval"]
+    corrupted = values.get("mean_corruption_accuracy")
+    robustness = "" if corrupted is None else f"{corrupted:.1%} under corruption, "
     return (
-        f"test accuracy {found['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
-        f"{found['accuracy_tta']:.2%} with test-time augmentation",
-        f"{bears}log-loss {found['log_loss']:.3f}, {found['images_per_second']:,.0f} images/s",
+        f"test accuracy {values['accuracy']:.2%} (95 % interval {low:.2%} to {high:.2%}), "
+        f"{values['accuracy_tta']:.2%} with test-time augmentation",
+        f"{robustness}log-loss {values['log_loss']:.3f}, {values['images_per_second']:,.0f} images/s",
     )
 
 
 def write_csv_table(path: Path, rows: Table) -> None:
-    """As CSV, with a line for the columns; an empty file without rows."""
+    """Write a CSV file with a header; an empty table becomes an empty file."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, rows[0] if rows else (), lineterminator="\n")
-        table.writeheader()
-        table.writerows({key: rounded(value) for key, value in row.items()} for row in rows)
+        writer = csv.DictWriter(stream, rows[0] if rows else (), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _round_float(value) for key, value in row.items()} for row in rows)
 
 
-def rounded(value: Any) -> Any:
+def _round_float(value: Any) -> Any:
     return round(value, DECIMALS) if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Whether one model is better than another on the same images, or only luckier."""
+"""Whether two models differ significantly on the same images."""
 
 import csv
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ CorrectMask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the same images; shares are 0 to 1."""
+    """Two models on the same images; differences are between -1 and 1."""
 
     images: int
-    only_first: int  # images that the first model alone classifies rightly
+    only_first: int  # images that only the first model classifies correctly
     only_second: int
-    difference: float  # accuracy of the first minus that of the second
+    difference: float  # accuracy of the first minus accuracy of the second
     difference_low: float  # ends of its 95 % interval
     difference_high: float
     p_value: float  # two-sided
@@ -32,26 +32,27 @@ class Comparison:
 
 
 def mcnemar_test(first: CorrectMask, second: CorrectMask) -> Comparison:
-    """Compare which images two models classify rightly, bool (N,) each, N > 0.
+    """Compare the images that two models classify correctly, bool (N,) each, N > 0.
 
-    The p-value is that of McNemar's test (1947) in its exact form: of the images that one model alone has right, each
-    model is as likely to own each. The interval is Wald's with half an image added to each of the four cells (Agresti
-    and Min, 2005, "Simple improved confidence intervals for comparing matched proportions", section 3), which keeps
-    its width where the models differ on few images or none.
+    The p-value is from McNemar's exact test (1947). Its null hypothesis: an image that only one model classifies
+    correctly is equally likely to be the first model's or the second's. The interval is Wald's with half an image added
+    to each of the four cells (Agresti and Min, 2005, "Simple improved confidence intervals for comparing matched
+    proportions", section 3). It keeps a width even if the models differ on few images or none.
     """
     count = len(first)
-    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
-    apart, size = gained + lost + 1, count + 2
-    middle = (gained - lost) / size
-    half = norm.ppf(0.975) * np.sqrt(apart - (gained - lost) ** 2 / size) / size
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant, total = only_first + only_second + 1, count + 2  # with half an image more in each cell
+    center = (only_first - only_second) / total
+    half_width = norm.ppf(0.975) * np.sqrt(discordant - (only_first - only_second) ** 2 / total) / total
+    differ = only_first + only_second
     return Comparison(
         images=count,
-        only_first=gained,
-        only_second=lost,
-        difference=(gained - lost) / count,
-        difference_low=max(-1.0, float(middle - half)),
-        difference_high=min(1.0, float(middle + half)),
-        p_value=float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0,
+        only_first=only_first,
+        only_second=only_second,
+        difference=(only_first - only_second) / count,
+        difference_low=max(-1.0, float(center - half_width)),
+        difference_high=min(1.0, float(center + half_width)),
+        p_value=float(binomtest(only_first, differ).pvalue) if differ else 1.0,
     )
 
 

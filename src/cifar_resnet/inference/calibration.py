@@ -1,4 +1,4 @@
-"""Temperature scaling: how much to soften the logits so that confidences mean what they say."""
+"""Temperature scaling: divide the logits so that confidences match accuracies."""
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ RANGE = (0.1, 10.0)
 
 
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The divisor of the logits that gives the least log-loss; 1 without images.
+    """The divisor of the logits with the lowest log-loss; 1 without images.
 
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
 
     Args:
-        logits: (N, 10), of images that the network has not learned from.
+        logits: (N, 10), of images that the network was not trained on.
         labels: (N,).
     """
     if not len(labels):
@@ -32,7 +32,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
 
 
 def fit_temperatures(model: ResNet, images: Images, *, batch_size: int, precision: torch.dtype) -> dict[str, float]:
-    """The temperatures of the logits without and with test-time augmentation, fitted on held-out images."""
+    """The temperatures without and with test-time augmentation, fitted on held-out images."""
     temperatures = {}
     for name, augmented in (("temperature", False), ("temperature_tta", True)):
         logits = predict_logits(model, images.pixels, batch_size=batch_size, precision=precision, augmented=augmented)

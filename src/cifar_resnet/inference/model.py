@@ -1,4 +1,4 @@
-"""A trained model for use in Python: raw images in, classes and probabilities out."""
+"""A trained model for use in Python: classes and probabilities of images in memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,19 +43,17 @@ class Model:
         """Classify images with test-time augmentation.
 
         Args:
-            images: uint8 (N, 32, 32, 3) or (N, 3, 32, 32), channels R, G, B.
+            images: uint8 (N, 32, 32, 3) or (N, 3, 32, 32), channels R, G, B; N may be 0.
+            batch_size: number of images per forward pass.
 
         Raises:
             ValueError: if the images have another type or shape.
         """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in ((32, 32, 3), (3, 32, 32)):
             raise ValueError(f"images are {images.dtype} {images.shape}: uint8 (N, 32, 32, 3) or (N, 3, 32, 32) needed")
-        if images.shape[1:] == (32, 32, 3):
-            images = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        temperature = fitted_temperature(self.config, augmented=True)
-        if not len(images):
-            return Predictions(np.empty(0, np.int64), [], np.empty((0, len(self.classes))))
-        logits = predict_logits(self.network, images, batch_size=batch_size, precision=self.precision, augmented=True)
-        probabilities = softmax(logits.numpy(), temperature)
+        pixels = images.transpose(0, 3, 1, 2) if images.shape[1:] == (32, 32, 3) else images
+        pixels = np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # torch wraps no other arrays
+        logits = predict_logits(self.network, pixels, batch_size=batch_size, precision=self.precision, augmented=True)
+        probabilities = softmax(logits.numpy(), fitted_temperature(self.config, augmented=True))
         labels = probabilities.argmax(axis=1)
         return Predictions(labels, [self.classes[label] for label in labels], probabilities)

@@ -1,4 +1,4 @@
-"""Labels and probabilities of a stream of images, and how they are written: as CSV, JSON or a table for people."""
+"""Predict a stream of images and write the predictions as CSV, JSON or a plain table."""
 
 import csv
 import json
@@ -21,7 +21,7 @@ from cifar_resnet.models import saved_model
 
 @dataclass(frozen=True)
 class Prediction:
-    """The likeliest classes of one image, the likeliest first, with their probabilities; `index` counts images."""
+    """The most likely classes of image number `index`, the most likely first, with their probabilities."""
 
     index: int
     file: str
@@ -32,10 +32,17 @@ class Prediction:
 
 @dataclass
 class Counts:
-    """How many images were predicted so far, and how many inputs were skipped."""
+    """Numbers so far of predicted images, of pictures that could not be read, and of files that are not pictures."""
 
     predicted: int = 0
     skipped: int = 0
+    ignored: int = 0
+
+    def skipped_text(self) -> str:
+        """For example ", 1 skipped, 2 other files ignored"; empty without such files."""
+        skipped = f", {self.skipped:,} skipped" if self.skipped else ""
+        files = "file" if self.ignored == 1 else "files"
+        return skipped + (f", {self.ignored:,} other {files} ignored" if self.ignored else "")
 
 
 def predict_images(
@@ -55,16 +62,18 @@ def predict_images(
         chunks: from `read_images`; their read errors are printed on stderr.
         target: the device to compute on.
         strict: whether the first read error ends the prediction.
+        batch_size: number of images per forward pass.
         top: number of classes per image.
 
     Raises:
-        UserError: if the model cannot be used, if an image cannot be read and `strict` is set, or without any image.
+        UserError: if the model cannot be used, if `strict` is set and an image cannot be read, or if there is no image.
     """
     model, config = saved_model.load_model(model_folder, target)
     precision, _ = select_dtype("auto", target)
     temperature = saved_model.fitted_temperature(config, augmented=True)
     for chunk in chunks:
         report_read_errors(chunk.errors, counts, strict=strict)
+        counts.ignored += chunk.ignored
         logits = predictor.predict_logits(
             model, chunk.pixels, batch_size=batch_size, precision=precision, augmented=True
         )
@@ -86,38 +95,40 @@ def report_read_errors(errors: list[str], counts: Counts, *, strict: bool) -> No
 
 
 def write_predictions_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
-    """One row for each image; further classes are in columns class_name_2, confidence_2 and so on."""
+    """One row per image; further classes are in columns class_name_2, confidence_2 and so on."""
     table = csv.writer(stream, lineterminator="\n")
     for prediction in predictions:
         best = list(zip(prediction.class_names, prediction.confidences, strict=True))
         if prediction.index == 0:
-            more = [f"{key}_{rank}" for rank in range(2, len(best) + 1) for key in ("class_name", "confidence")]
-            table.writerow(["index", "file", "label", "class_name", "confidence", *more])
+            columns = [f"{key}_{rank}" for rank in range(2, len(best) + 1) for key in ("class_name", "confidence")]
+            table.writerow(["index", "file", "label", "class_name", "confidence", *columns])
         cells = [cell for name, confidence in best for cell in (name, f"{confidence:.6f}")]
         table.writerow([prediction.index, escape_csv_formula(prediction.file), prediction.labels[0], *cells])
 
 
 def escape_csv_formula(name: str) -> str:
-    """The name behind an apostrophe if a spreadsheet would take it for a formula (OWASP, "CSV Injection")."""
+    """The name, prefixed with an apostrophe if a spreadsheet would run it as a formula (OWASP, "CSV Injection")."""
     return f"'{name}" if name.startswith(("=", "+", "-", "@")) else name
 
 
 def write_predictions_json(stream: TextIO, predictions: Iterable[Prediction]) -> None:
-    """An array with one object a line, so that lines can be read as they come."""
-    before = "[\n"
+    """An array with one object per line, so that a reader can process it line by line."""
+    separator = "[\n"
     for prediction in predictions:
         best = zip(prediction.labels, prediction.class_names, prediction.confidences, strict=True)
-        classes = [{"label": label, "class_name": name, "confidence": round(share, 6)} for label, name, share in best]
+        classes = [
+            {"label": label, "class_name": name, "confidence": round(confidence, 6)} for label, name, confidence in best
+        ]
         line = json.dumps({"index": prediction.index, "file": prediction.file, "classes": classes})
-        stream.write(f"{before}  {line}")
-        before = ",\n"
+        stream.write(f"{separator}  {line}")
+        separator = ",\n"
     stream.write("\n]\n")
 
 
 def write_predictions_table(stream: TextIO, predictions: Iterable[Prediction]) -> None:
     for prediction in predictions:
         best = zip(prediction.class_names, prediction.confidences, strict=True)
-        cells = "  ".join(f"{name:<10} {share:6.1%}" for name, share in best)
+        cells = "  ".join(f"{name:<10} {confidence:6.1%}" for name, confidence in best)
         stream.write(f"{cells}  {prediction.file}\n")
 
 
@@ -125,7 +136,7 @@ WRITERS = {"table": write_predictions_table, "csv": write_predictions_csv, "json
 
 
 def write_submission(path: Path, table: Path) -> None:
-    """Write two columns of `table`, a predictions.csv, under the names that competitions use."""
+    """Write columns index and label of `table`, a predictions.csv, under the names that competitions use."""
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         submission = csv.writer(stream, lineterminator="\n")
         submission.writerow(("ID", "Labels"))

@@ -15,7 +15,7 @@ from cifar_resnet.models.resnet import ResNet
 def predict_logits(
     model: ResNet, pixels: Pixels, *, batch_size: int, precision: torch.dtype, augmented: bool = False
 ) -> Tensor:
-    """Logits float32 (N, 10), on the CPU, of uint8 (N, 3, 32, 32); `augmented` averages six views of every image."""
+    """Logits float32 (N, 10), on the CPU, of uint8 (N, 3, 32, 32); `augmented` averages six views of each image."""
     target = model.mean.device
     model.eval()
     logits = []
@@ -56,7 +56,7 @@ def softmax(logits: NDArray[np.floating[Any]], temperature: float = 1.0) -> NDAr
 
 
 def reflect_pad(images: Tensor, pixels: int) -> Tensor:
-    """Square images with `pixels` more on every side, reflected at the border; any dtype."""
+    """Pad square images of any dtype by `pixels` on every side, reflected at the border."""
     if pixels == 0:
         return images
     positions = torch.arange(-pixels, images.shape[-1] + pixels)

@@ -1,10 +1,10 @@
-"""Batch normalization with a fixed scale, for plain and mirrored networks."""
+"""Batch normalization with a fixed scale, for plain and reflection-equivariant networks."""
 
 from torch import Tensor, nn
 
 
 class PairedBatchNorm(nn.Module):
-    """Normalises a channel and its mirror image, half the channels further on, as if they were one."""
+    """Batch normalization that treats channel c and its mirror image, channel c + channels / 2, as one channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class PairedBatchNorm(nn.Module):
 
 
 def batch_norm(channels: int, *, mirrored: bool) -> nn.Module:
-    """Batch normalisation whose scale stays 1."""
+    """Batch normalization whose scale stays 1; with `mirrored`, the statistics and the bias are those of pairs."""
     if mirrored:
         return PairedBatchNorm(channels)
     norm = nn.BatchNorm2d(channels)

@@ -1,4 +1,4 @@
-"""A convolution whose weight gradient is quick on small images, where AMX does the arithmetic."""
+"""A convolution whose weight gradient is fast on small images, on CPUs with AMX (Intel's matrix instructions)."""
 
 from functools import cache
 from typing import Any
@@ -9,23 +9,24 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-SMALL = 8  # pixels a side
-ROW = 48  # pixels
+MAX_SIDE = 8  # pixels; larger images use PyTorch's own gradient
+MAX_ROW_PIXELS = 48
 
 
 class Convolution(nn.Conv2d):
-    """`nn.Conv2d` without bias, its output as wide as its input.
+    """`nn.Conv2d` without bias, padded by half of the kernel.
 
-    oneDNN adds to a weight gradient once per row of pixels, so that on rows of 3 to 8 pixels the memory traffic of the
-    weights takes most of the time: 87 and 51 ms for 256 to 256 channels on 1,000 images of 7x7 and 3x3, 25 and 7 ms
-    for the same arithmetic forward. Images laid side by side make the rows longer: 42 and 8 ms (benchmarks/LOG.md).
+    oneDNN adds to the weight gradient once per row of pixels. On rows of 3 to 8 pixels, memory traffic of the weights
+    takes most of the time. Images side by side make the rows longer. With 256 input and output channels and 1,000
+    images of 7x7 (3x3) pixels, this reduces the time from 87 (51) to 42 (8) ms; the forward pass takes 25 (7) ms
+    (benchmarks/LOG.md).
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= SMALL
+        small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= MAX_SIDE
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
             y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))
         else:
@@ -34,8 +35,10 @@ class Convolution(nn.Conv2d):
 
 
 class SideBySide(torch.autograd.Function):
-    """Stride-1 convolution of x (N, C, H, W) with an odd square kernel; its weight gradient sees several images in a
-    row, with zeros between them."""
+    """Stride-1 convolution of x (N, C, H, W) with an odd square kernel.
+
+    The weight gradient is computed on rows of several images, with zeros between them.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -47,23 +50,23 @@ class SideBySide(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = context.saved_tensors
         margin = weight.shape[-1] // 2
-        inputs = conv2d_input(x.shape, weight, gradient, padding=margin)
-        images = images_in_a_row(len(x), x.shape[-1] + margin)
+        input_gradient = conv2d_input(x.shape, weight, gradient, padding=margin)
+        images = images_per_row(len(x), x.shape[-1] + margin)
         x, gradient = side_by_side(x, images, margin), side_by_side(gradient, images, margin)
-        return inputs, conv2d_weight(x, weight.shape, gradient, padding=margin)
+        return input_gradient, conv2d_weight(x, weight.shape, gradient, padding=margin)
 
 
 def side_by_side(x: Tensor, images: int, margin: int) -> Tensor:
-    """(N, C, H, W) -> (N / images, C, H, images * (W + margin)), channels last; zeros to the right of every image."""
+    """(N, C, H, W) -> (N / images, C, H, images * (W + margin)), channels last; zeros to the right of each image."""
     count, channels, height, width = x.shape
     rows = x.new_zeros(count // images, height, images, width + margin, channels)
     rows[..., :width, :] = x.permute(0, 2, 3, 1).unflatten(0, (-1, images)).transpose(1, 2)
     return rows.flatten(2, 3).permute(0, 3, 1, 2)
 
 
-def images_in_a_row(count: int, width: int) -> int:
-    """The most images, a divisor of their count, that make a row of at most `ROW` pixels."""
-    return next(images for images in range(max(1, ROW // width), 0, -1) if count % images == 0)
+def images_per_row(count: int, width: int) -> int:
+    """The largest divisor of `count` with which a row has at most `MAX_ROW_PIXELS` pixels, at least 1."""
+    return next(images for images in range(max(1, MAX_ROW_PIXELS // width), 0, -1) if count % images == 0)
 
 
 @cache

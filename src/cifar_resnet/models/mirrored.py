@@ -1,8 +1,10 @@
-"""Convolution with pairs of filters, each the mirror image of the other, for half the multiply-adds of as many others.
+"""Reflection-equivariant convolution: mirroring the input mirrors the output and swaps the halves of its channels.
 
-With channel pairs as sums and differences, and columns of a patch as what is even and odd about its middle, the matrix
-of all filters falls into two blocks, half as wide and half as high.
-Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, for the group of one reflection.
+Half of the filters are mirror images of the other half. Split into even and odd parts under the reflection, the matrix
+of all filters is block-diagonal: two blocks, each half as wide and half as high. This takes half the multiply-adds and
+half the parameters of an ordinary convolution with as many filters.
+
+Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, here for the group of one reflection.
 """
 
 from collections.abc import Iterator
@@ -13,15 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-FOLDED = 4_000_000  # values that stay in a processor's cache
+MAX_FOLDED_VALUES = 4_000_000  # a chunk of this size stays in the CPU's cache
 
 
 class MirroredConvolution(nn.Conv2d):
-    """Half of the filters are the mirror images of the other half, in the order of it, so that mirroring the input
-    mirrors the output and swaps its halves. The channels of the input are such halves too.
+    """Reflection-equivariant convolution, stride 1, "same" padding, without bias.
 
-    Its parameters are what the filters do to a patch that is its own mirror image (`weight`) and to one whose mirror
-    image is its negative (`odd`): the two blocks, which Muon orthogonalizes each as the matrix that acts.
+    Channel c + C / 2 is the mirror image of channel c, in the input (C = `inputs`) and in the output (C = `outputs`).
+
+    The parameters are the two blocks, both (O / 2, I / 2, K, K): `weight` acts on the even part of a patch, `odd` on
+    the odd part. Muon orthogonalizes each block as a matrix of its own.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
@@ -30,110 +33,117 @@ class MirroredConvolution(nn.Conv2d):
         nn.init.kaiming_uniform_(self.odd, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = Folded.apply(x, torch.stack([self.weight, self.odd]).to(x.dtype))
+        y: Tensor = FoldedConvolution.apply(x, torch.stack([self.weight, self.odd]).to(x.dtype))
         return y
 
 
-class Folded(torch.autograd.Function):
-    """Convolution of x (N, 2 I, H, W), channels last, with blocks (2, O, I, K, K) to (N, 2 O, H, W), a few images at a
-    time, so that what they are folded to needs little memory."""
+class FoldedConvolution(torch.autograd.Function):
+    """Convolution of x (N, 2 I, H, W), channels last, with blocks (2, O, I, K, K) to (N, 2 O, H, W).
+
+    Works on a few images at a time, so that the even and odd parts need little memory.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor, blocks: Tensor) -> Tensor:
         context.save_for_backward(x, blocks)
-        kernel, filters = blocks.shape[-1], as_filters(blocks)
+        kernel, filters = blocks.shape[-1], folded_filters(blocks)
         y = x.new_empty(len(x), *x.shape[2:], 2 * blocks.shape[1]).permute(0, 3, 1, 2)
-        for images, out in in_parts(kernel, x, y):
-            sums_and_differences(*convolve(fold(images, kernel), filters), *halves(out))
+        for images, out in split_images(kernel, x, y):
+            sum_and_difference(*convolve(fold(images, kernel), filters), *channel_halves(out))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
         x, blocks = context.saved_tensors
-        kernel, filters = blocks.shape[-1], as_filters(blocks).transpose(1, 2).flip(3).contiguous()
-        of_x = torch.empty_like(x)
-        of_blocks = torch.zeros_like(blocks, dtype=torch.promote_types(x.dtype, torch.float32))
-        for images, y, out in in_parts(kernel, x, gradient, of_x):
-            one, other = halves(y)
-            of_halves = y.new_empty(2, *one.shape)
-            sums_and_differences(one, other, *of_halves)
-            of_blocks += block_gradient(fold(images, kernel), of_halves, kernel)
+        kernel, filters = blocks.shape[-1], folded_filters(blocks).transpose(1, 2).flip(3).contiguous()
+        x_gradient = torch.empty_like(x)
+        blocks_gradient = torch.zeros_like(blocks, dtype=torch.promote_types(x.dtype, torch.float32))
+        for images, y_gradient, out in split_images(kernel, x, gradient, x_gradient):
+            first, second = channel_halves(y_gradient)
+            folded_gradient = y_gradient.new_empty(2, *first.shape)
+            sum_and_difference(first, second, *folded_gradient)
+            blocks_gradient += block_gradient(fold(images, kernel), folded_gradient, kernel)
             if context.needs_input_grad[0]:
-                unfold(convolve(of_halves, filters), kernel, *halves(out))
-        return of_x if context.needs_input_grad[0] else None, of_blocks.to(blocks.dtype)
+                unfold_gradient(convolve(folded_gradient, filters), kernel, *channel_halves(out))
+        return x_gradient if context.needs_input_grad[0] else None, blocks_gradient.to(blocks.dtype)
 
 
-def in_parts(kernel: int, x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some images at a time of x and of what belongs to them."""
-    size = max(1, FOLDED // (kernel * x.shape[1:].numel()))
-    parts = zip(*(each.split(size) for each in (x, *others)), strict=True)
-    return parts if len(x) else iter(())
+def split_images(kernel: int, x: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield x, and all other tensors with it, in chunks of images that fold to at most `MAX_FOLDED_VALUES` values."""
+    size = max(1, MAX_FOLDED_VALUES // (kernel * x.shape[1:].numel()))
+    chunks = zip(*(tensor.split(size) for tensor in (x, *others)), strict=True)
+    return chunks if len(x) else iter(())
 
 
-def halves(x: Tensor) -> tuple[Tensor, ...]:
-    """Views of (N, 2 C, H, W) as two (H, N, W, C): the channels of a pair, with the images side by side."""
+def channel_halves(x: Tensor) -> tuple[Tensor, ...]:
+    """Views of both halves of the channels: (N, 2 C, H, W) -> two (H, N, W, C), with the images side by side."""
     return x.permute(2, 0, 3, 1).chunk(2, dim=3)
 
 
-def as_filters(blocks: Tensor) -> Tensor:
-    """(2, O, I, K, K) -> (2, O, K I, K, 1), halved, for what is folded."""
+def folded_filters(blocks: Tensor) -> Tensor:
+    """Half of the blocks in the layout that `convolve` takes: (2, O, I, K, K) -> (2, O, K I, K, 1)."""
     return (blocks / 2).permute(0, 1, 4, 2, 3).flatten(2, 3).unsqueeze(-1).contiguous()
 
 
 def convolve(folded: Tensor, filters: Tensor) -> list[Tensor]:
-    """(2, H, N, W, C) with (2, O, C, K, 1) to two (H, N, W, O). Filters one pixel wide may take images side by side for
-    a single wide one, in whose long rows oneDNN is quicker."""
-    wide = folded.flatten(2, 3).unsqueeze(1).permute(0, 1, 4, 2, 3)
+    """Convolve (2, H, N, W, C) with filters (2, O, C, K, 1) to two (H, N, W, O).
+
+    The filters are one pixel wide, so all images can be one wide image. oneDNN is faster on its long rows.
+    """
+    wide_images = folded.flatten(2, 3).unsqueeze(1).permute(0, 1, 4, 2, 3)
     padding = (filters.shape[3] // 2, 0)
-    y = [F.conv2d(image, block, padding=padding) for image, block in zip(wide, filters, strict=True)]
-    return [each[0].permute(1, 2, 0).unflatten(1, folded.shape[2:4]) for each in y]
+    outputs = [F.conv2d(image, block, padding=padding) for image, block in zip(wide_images, filters, strict=True)]
+    return [y[0].permute(1, 2, 0).unflatten(1, folded.shape[2:4]) for y in outputs]
 
 
-def sums_and_differences(one: Tensor, other: Tensor, sums: Tensor, differences: Tensor) -> None:
-    torch.add(one, other, out=sums)
-    torch.sub(one, other, out=differences)
+def sum_and_difference(a: Tensor, b: Tensor, out_sum: Tensor, out_difference: Tensor) -> None:
+    torch.add(a, b, out=out_sum)
+    torch.sub(a, b, out=out_difference)
 
 
 def fold(x: Tensor, kernel: int) -> Tensor:
-    """(N, 2 I, H, W) -> (2, H, N, W, K I): of each of K columns about a pixel the one half of the channels plus, then
-    minus, the other half of the column that mirrors it, with zeros beyond the border."""
+    """Even and odd parts of all patches: (N, 2 I, H, W) -> (2, H, N, W, K I).
+
+    For each of the K columns around a pixel: the first half of the channels plus (even) or minus (odd) the second half
+    in the mirror column, with zeros beyond the border.
+    """
     width = x.shape[3]
-    one, other = halves(F.pad(x, (kernel // 2, kernel // 2)))
-    folded = x.new_empty(2, *one.shape[:2], width, kernel, one.shape[3])
+    first, second = channel_halves(F.pad(x, (kernel // 2, kernel // 2)))
+    folded = x.new_empty(2, *first.shape[:2], width, kernel, first.shape[3])
     for column in range(kernel):
         mirror = kernel - 1 - column
-        sums_and_differences(
-            one[:, :, column:][:, :, :width], other[:, :, mirror:][:, :, :width], *folded[:, :, :, :, column]
+        sum_and_difference(
+            first[:, :, column:][:, :, :width], second[:, :, mirror:][:, :, :width], *folded[:, :, :, :, column]
         )
     return folded.flatten(4)
 
 
-def unfold(gradient: list[Tensor], kernel: int, one: Tensor, other: Tensor) -> None:
-    """The gradient of `fold`'s input, by halves, from that of its output."""
-    sums, differences = (each.unflatten(3, (kernel, -1)) for each in gradient)
-    middle, width = kernel // 2, one.shape[2]
-    sums_and_differences(sums[:, :, :, middle], differences[:, :, :, middle], one, other)
+def unfold_gradient(gradient: list[Tensor], kernel: int, out_first: Tensor, out_second: Tensor) -> None:
+    """Write the gradient of `fold`'s input, in channel halves, from the gradient of its output."""
+    even, odd = (part.unflatten(3, (kernel, -1)) for part in gradient)
+    middle, width = kernel // 2, out_first.shape[2]
+    sum_and_difference(even[:, :, :, middle], odd[:, :, :, middle], out_first, out_second)
     for column in range(kernel):
         if column != middle:
-            to, back = inside(column - middle, width), inside(middle - column, width)
-            one[:, :, to].add_(sums[:, :, back, column]).add_(differences[:, :, back, column])
-            other[:, :, back].add_(sums[:, :, to, column]).sub_(differences[:, :, to, column])
+            to, back = overlap(column - middle, width), overlap(middle - column, width)
+            out_first[:, :, to].add_(even[:, :, back, column]).add_(odd[:, :, back, column])
+            out_second[:, :, back].add_(even[:, :, to, column]).sub_(odd[:, :, to, column])
 
 
-def inside(shift: int, size: int) -> slice:
-    """Where what was shifted by so much lies among so many."""
+def overlap(shift: int, size: int) -> slice:
+    """The part of range(size) that the same range, moved by `shift`, covers."""
     return slice(max(0, shift), max(0, size + min(0, shift)))
 
 
 def block_gradient(folded: Tensor, gradient: Tensor, kernel: int) -> Tensor:
-    """(2, O, I, K, K), by matrix products, quicker than the convolution's own gradient (benchmarks/LOG.md)."""
+    """Gradient of the blocks (2, O, I, K, K) by matrix products; conv2d's own is slower (benchmarks/LOG.md)."""
     height, middle = folded.shape[1], kernel // 2
-    rows = [(inside(row - middle, height), inside(middle - row, height)) for row in range(kernel)]
+    rows = [(overlap(row - middle, height), overlap(middle - row, height)) for row in range(kernel)]
     products = [
-        y[of_y].flatten(0, 2).T @ x[of_x].flatten(0, 2)
+        y[y_rows].flatten(0, 2).T @ x[x_rows].flatten(0, 2)
         for x, y in zip(folded, gradient, strict=True)
-        for of_x, of_y in rows
+        for x_rows, y_rows in rows
     ]
     blocks: Tensor = torch.stack(products).unflatten(0, (2, kernel)).unflatten(3, (kernel, -1))
     return blocks.permute(0, 2, 4, 1, 3) / 2

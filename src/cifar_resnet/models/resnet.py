@@ -1,8 +1,8 @@
-"""The network family: residual networks for 32x32 images, with parallel lists for their six hyperparameters.
+"""The network family: residual networks for 32x32 images; per-layer hyperparameters are parallel lists.
 
 Residual blocks: He et al., "Deep Residual Learning for Image Recognition", 2015, section 3.
-Whitening stem, identity initialization and pooling before normalisation: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds
-on a Single GPU", 2024, sections 3.1 to 3.3.
+Whitening stem, identity initialization and pooling before batch normalization: K. Jordan, "94% on CIFAR-10 in 3.29
+Seconds on a Single GPU", 2024, sections 3.1 to 3.3.
 """
 
 import torch
@@ -20,7 +20,7 @@ NUM_CLASSES = 10
 
 
 class Block(nn.Module):
-    """Two convolutions beside a skip path; the skip is the identity unless the shape changes."""
+    """Two convolutions and a skip path, which is the identity unless the shape changes."""
 
     def __init__(
         self, params: ModelParams, inputs: int, outputs: int, kernel: int, skip_kernel: int, stride: int
@@ -34,10 +34,10 @@ class Block(nn.Module):
             make_convolution(outputs, outputs, kernel, mirrored=mirrored),
             batch_norm(outputs, mirrored=mirrored),
         )
-        same = inputs == outputs and stride == 1
+        same_shape = inputs == outputs and stride == 1
         self.skip = (
             nn.Identity()
-            if same
+            if same_shape
             else nn.Sequential(
                 make_convolution(inputs, outputs, skip_kernel, stride, mirrored=mirrored),
                 batch_norm(outputs, mirrored=mirrored),
@@ -51,12 +51,12 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, residual layers, pooling, one linear layer; it normalises its own input.
+    """Stem, residual layers, pooling and a linear layer; the network normalizes its own input.
 
     Args:
-        params: the family's hyperparameters.
-        channel_mean: of the training images, in units of the full range.
-        channel_std: likewise.
+        params: the network's hyperparameters.
+        channel_mean: mean of each channel of the training images, 0 to 1.
+        channel_std: standard deviation of each channel, in the same unit.
     """
 
     mean: Tensor
@@ -71,8 +71,8 @@ class ResNet(nn.Module):
         self.stem = make_stem(params)
         widths = [params.stem_channels, *params.channels]
         self.layers = nn.Sequential(*(make_layer(params, i, widths[i]) for i in range(len(params.channels))))
-        cells = params.resolution(32) // params.head_pool_kernel
-        self.head = nn.Linear(widths[-1] // (1 + params.mirrored) * cells**2, NUM_CLASSES)
+        pooled_side = params.resolution(32) // params.head_pool_kernel
+        self.head = nn.Linear(widths[-1] // (1 + params.mirrored) * pooled_side**2, NUM_CLASSES)
         nn.init.normal_(self.head.weight, std=1 / self.head.in_features)
         nn.init.zeros_(self.head.bias)
 
@@ -82,8 +82,8 @@ class ResNet(nn.Module):
         x = self.layers(self.stem(x))
         x = self.head_pool(x, min(self.head_pool_kernel, x.shape[-1]))
         if self.mirrored:
-            one, other = x.chunk(2, dim=1)
-            x = one + other.flip(-1)
+            first, second = x.chunk(2, dim=1)
+            x = first + second.flip(-1)  # the same for an image and its mirror image
         logits: Tensor = self.head(x.flatten(1))
         return logits
 
@@ -99,13 +99,16 @@ def make_stem(params: ModelParams) -> nn.Sequential:
 
 
 def make_layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
-    """One residual layer. With `downsample: pool` its skip path opens with a convolution that is pooled before it is
-    normalised, and the blocks branch off behind it; with `stride` the first block changes the shape."""
+    """One residual layer.
+
+    With `downsample: pool`, a convolution, pooling and batch normalization come before the blocks. With `stride`, the
+    first block changes the shape.
+    """
     outputs, kernel, skip_kernel = params.channels[index], params.kernels[index], params.skip_kernels[index]
-    opening: list[nn.Module] = []
+    downsampling: list[nn.Module] = []
     stride = 1
     if params.downsample == "pool":
-        opening = [
+        downsampling = [
             make_convolution(inputs, outputs, skip_kernel, mirrored=params.mirrored),
             symmetric_pooling() if params.mirrored else nn.MaxPool2d(2),
             batch_norm(outputs, mirrored=params.mirrored),
@@ -117,16 +120,16 @@ def make_layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     blocks = [Block(params, inputs, outputs, kernel, skip_kernel, stride)]
     for _ in range(params.blocks[index] - 1):
         blocks.append(Block(params, outputs, outputs, kernel, skip_kernel, 1))
-    return nn.Sequential(*opening, *blocks)
+    return nn.Sequential(*downsampling, *blocks)
 
 
 def symmetric_pooling() -> nn.MaxPool2d:
-    """Halves an odd number of pixels, as a whitening stem makes, alike from left and right."""
+    """Halve an odd number of pixels, the output size of a whitening stem, with left-right symmetry."""
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
 def make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> nn.Conv2d:
-    """Without bias; its first filters start as the identity."""
+    """A convolution without bias; its first filters start as the identity."""
     conv = MirroredConvolution(inputs, outputs, kernel) if mirrored else Convolution(inputs, outputs, kernel, stride)
     with torch.no_grad():
         for filters in conv.parameters():
@@ -135,28 +138,29 @@ def make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *,
 
 
 def build_model(params: ModelParams, channel_mean: list[float], channel_std: list[float]) -> ResNet:
-    """The network in float32 on the CPU, channels last, drawn from torch's global generator.
+    """The network in float32 on the CPU, channels last, with random weights from torch's global generator.
 
     Raises:
-        UserError: if it has more parameters than `max_parameters`.
+        UserError: if the network has more parameters than `max_parameters`.
     """
     model = ResNet(params, channel_mean, channel_std)
     count = num_parameters(model)
     if count > params.max_parameters:
         raise UserError(
             f"params.yaml: the model has {count:,} parameters, model.max_parameters allows {params.max_parameters:,}; "
-            "take fewer blocks or channels"
+            "reduce model.blocks or model.channels"
         )
     return model.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def init_whitening(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
-    """Set a whitening stem's filters to those that whiten 2x2 patches, each with its negative and, in a mirrored
-    network, with its mirror image.
+    """Set a whitening stem's filters to those that whiten 2x2 patches, and their negatives.
+
+    In a mirrored network, the mirror images of the filters are added too. A network without a whitening stem does not
+    change.
 
     Args:
-        model: a network; one without a whitening stem is left alone.
         images: uint8 (N, 3, 32, 32), a few thousand suffice.
         epsilon: added to the eigenvalues, for stability.
     """
@@ -178,9 +182,9 @@ def init_whitening(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> N
 
 
 def whitening_filters(values: Tensor, epsilon: float) -> Tensor:
-    """(D, D), each row an eigenvector of the second moments of values (N, D), scaled to unit response."""
-    moments, vectors = torch.linalg.eigh(values.T @ values / len(values))
-    filters: Tensor = (vectors / torch.sqrt(moments + epsilon)).T
+    """(D, D): the eigenvectors of the second moments of `values` (N, D) as rows, scaled to unit response."""
+    eigenvalues, eigenvectors = torch.linalg.eigh(values.T @ values / len(values))
+    filters: Tensor = (eigenvectors / torch.sqrt(eigenvalues + epsilon)).T
     return filters
 
 

@@ -15,7 +15,7 @@ from cifar_resnet.params.sections import ModelParams
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
-RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # of the architecture, by files before 0.1.0
+RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # architecture keys of files before 0.1.0
 
 
 def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float]) -> dict[str, Any]:
@@ -23,8 +23,8 @@ def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: 
 
     Args:
         statistics: the content of statistics.json.
-        temperatures: divisors of the logits before the softmax: "temperature", and "temperature_tta" after test-time
-            augmentation.
+        temperatures: divisors of the logits before the softmax: "temperature", and with test-time augmentation
+            "temperature_tta".
     """
     return {
         "architecture": params.model_dump(),
@@ -36,7 +36,7 @@ def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: 
 
 
 def save_model(folder: Path, model: ResNet, config: dict[str, Any]) -> None:
-    """Write both files."""
+    """Write the weights and the config into `folder`, each atomically."""
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
     write_json(folder / CONFIG_FILE, config)
@@ -46,7 +46,7 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
     """The network, in evaluation mode on the device `target`, and its config.
 
     Raises:
-        UserError: if a file is missing or the two do not belong together.
+        UserError: if a file is missing or damaged, or if weights and config do not match.
     """
     try:
         config = upgrade_config(read_json(folder / CONFIG_FILE))
@@ -60,7 +60,7 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of any model saved so far with today's keys: registered models outlive a change of names."""
+    """The config of a model that an earlier version saved, with the present keys; registered models keep old ones."""
     architecture = {RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()}
     normalisation = config["normalisation"]
     std = normalisation.get("std", normalisation.get("deviation"))
@@ -71,6 +71,9 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def fitted_temperature(config: dict[str, Any], *, augmented: bool) -> float:
-    """The divisor of the logits, without or with test-time augmentation; configs of early models have one or none."""
-    plain = config.get("temperature", 1.0)
-    return float(config.get("temperature_tta", plain) if augmented else plain)
+    """The divisor of the logits, without or with test-time augmentation.
+
+    Configs of early models have one temperature for both, or none, which means 1.
+    """
+    temperature = config.get("temperature", 1.0)
+    return float(config.get("temperature_tta", temperature) if augmented else temperature)

@@ -1,4 +1,4 @@
-"""The state of an unfinished training, in a folder that one process at a time may use."""
+"""The saved state of an unfinished training, in a folder that one process at a time uses."""
 
 import hashlib
 import io
@@ -21,16 +21,16 @@ from cifar_resnet.files import file_hash
 NEWEST, PREVIOUS, LOCK, OWNER = "state", "state.previous", "lock", "pid"
 HASH_BYTES = 32
 SCRATCH = "data/scratch"
-CODE = ("data", "models", "inference", "training", "recovery", "device")  # what decides the result or the state's form
+CODE = ("data", "models", "inference", "training", "recovery", "device")  # affects the result or the state's format
 
 
 def training_folder(root: Path, *parts: Any) -> Path:
-    """Where a training keeps its state, named by everything that decides its result.
+    """The folder for the state of a training, named after everything that affects its result.
 
-    It lies under the project's root, also in `dvc exp run --temp`, which works in a temporary copy.
+    It is in the project's root, also in `dvc exp run --temp`, which works in a temporary copy.
 
     Args:
-        parts: JSON values, in addition to the code and the version of torch.
+        parts: JSON values. The hash of the imported code and the version of torch are added.
     """
     modules = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("cifar_resnet.")}
     code = {name: file_hash(Path(file)) for name, file in modules.items() if file and name.split(".")[1] in CODE}
@@ -46,7 +46,7 @@ def fingerprint(*parts: Any) -> str:
 class Checkpoint:
     """The newest state and the previous one, each a SHA-256 hash followed by the output of torch.save.
 
-    A state is written to a temporary file, flushed to the disk and renamed. A kill at any moment leaves a complete one.
+    A state is written to a temporary file, flushed to the disk and renamed. After a kill at any time, one is complete.
     """
 
     def __init__(self, folder: Path, *, minutes: float) -> None:
@@ -60,7 +60,8 @@ class Checkpoint:
         return time.monotonic() - self.saved_at >= 60 * self.minutes
 
     def save(self, state: dict[str, Any]) -> None:
-        """
+        """Save a state; the newest one becomes the previous one.
+
         Raises:
             UserError: if the disk is full or read-only; the earlier states remain.
         """
@@ -74,7 +75,7 @@ class Checkpoint:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if read_verified(newest) is not None:  # a damaged state must not replace the one that training resumed from
+            if read_verified(newest) is not None:  # a damaged state must not replace a good one
                 newest.replace(self.folder / PREVIOUS)
             temporary.replace(newest)
             fsync_folder(self.folder)
@@ -86,10 +87,11 @@ class Checkpoint:
 
     @property
     def is_new(self) -> bool:
+        """Whether nothing is saved yet."""
         return not any((self.folder / name).exists() for name in (NEWEST, PREVIOUS))
 
     def load(self) -> tuple[dict[str, Any] | None, list[str]]:
-        """(the newest complete state or None, what is wrong with newer ones)."""
+        """(the newest complete state or None, the problems of newer ones)."""
         problems: list[str] = []
         for path in (self.folder / NEWEST, self.folder / PREVIOUS):
             content = read_verified(path)
@@ -105,12 +107,12 @@ class Checkpoint:
 
 @contextmanager
 def lock_folder(folder: Path, *, minutes: float) -> Iterator[Checkpoint]:
-    """Yield the checkpoint in `folder`, which belongs to this process while the block runs.
+    """Yield the checkpoint in `folder`, which no other process can use while the block runs.
 
-    The operating system releases the lock when the process ends, however it ends.
+    The operating system releases the lock when the process ends, also after a kill.
 
     Raises:
-        UserError: if another process uses the folder, or if it cannot be written.
+        UserError: if another process uses the folder, or if the folder cannot be written.
     """
     lock = FileLock(folder / LOCK, blocking=False)
     try:
@@ -153,7 +155,7 @@ def _owner(folder: Path) -> str:
 
 
 def read_verified(path: Path) -> bytes | None:
-    """The content of a state file behind its hash; None if the file is missing or damaged."""
+    """The content of a state file without its hash; None if the file is missing or damaged."""
     content = path.read_bytes() if path.exists() else b""
     intact = hashlib.sha256(content[HASH_BYTES:]).digest() == content[:HASH_BYTES]
     return content[HASH_BYTES:] if intact else None
@@ -172,6 +174,6 @@ def fsync_folder(folder: Path) -> None:
 
 def _save_error(folder: Path, error: OSError) -> UserError:
     return UserError(
-        f"{folder}: cannot save the training's state ({error.strerror}); fix that and run the same command again, "
-        "training continues from the last saved state"
+        f"{folder}: cannot save the training's state ({error.strerror}); fix this and run the same command again "
+        "to continue from the last saved state"
     )

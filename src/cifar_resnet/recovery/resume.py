@@ -1,4 +1,4 @@
-"""Save the state of a training while it runs, and continue from it at the next start."""
+"""Save the state of a training while it runs, and continue from this state at the next start."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -13,22 +13,22 @@ from cifar_resnet.training.loop import TrainState
 
 
 def resume(state: TrainState, checkpoint: Checkpoint | None, world: World) -> list[EpochRecord]:
-    """Set `state` to where the same training stopped; returns the records of its finished epochs.
+    """Load the saved state of the same training into `state`; returns the records of the finished epochs.
 
     Args:
-        checkpoint: None in all processes but the main one, which sends them its state.
+        checkpoint: None except in the main process, which sends its state to the others.
     """
     saved, problems = checkpoint.load() if checkpoint else (None, [])
     for problem in problems:
-        print(f"train: the saved {problem}, skipped", flush=True)
+        print(f"train: the saved {problem}; it is skipped", flush=True)
     if problems and saved is None:
-        print("train: no complete state is left, training starts from the beginning", flush=True)
+        print("train: no saved state is complete; training starts from the beginning", flush=True)
     saved = world.broadcast(saved)
     if saved is None:
         return []
     state.load_state_dict(saved["state"])
     if checkpoint:
-        print(f"train: resumed after {progress_text(state)}, from {display_path(checkpoint.folder)}", flush=True)
+        print(f"train: resumed after {progress_text(state)} from {display_path(checkpoint.folder)}", flush=True)
     return [EpochRecord(**row) for row in saved["history"]]
 
 
@@ -41,10 +41,10 @@ def checkpointed(
     stop_event: Event,
     world: World,
 ) -> Iterator[StepRecord | EpochRecord]:
-    """Pass records on, append those of epochs to `history`, and save the state when it is due.
+    """Yield the records, append those of epochs to `history`, and save the state when it is due.
 
     Raises:
-        KeyboardInterrupt: after the step in which `stop_event` was set in any process; the state is saved before.
+        KeyboardInterrupt: after the state is saved, if `stop_event` is set in any process.
     """
     for record in records:
         due = False
@@ -57,14 +57,14 @@ def checkpointed(
             checkpoint.save({"state": state.state_dict(), "history": [asdict(row) for row in history]})
         if stop:
             raise KeyboardInterrupt(
-                f"the state after {progress_text(state)} is saved, the same command continues from there"
+                f"the state after {progress_text(state)} is saved; run the same command again to continue"
             )
 
 
 def run_follower(
     records: Iterable[StepRecord | EpochRecord], state: TrainState, stop_event: Event, world: World
 ) -> None:
-    """Take part in a training whose main process is another one.
+    """Train in a process that is not the main one, and neither save nor log.
 
     Raises:
         KeyboardInterrupt: at the same step as `checkpointed`.

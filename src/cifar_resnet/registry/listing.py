@@ -1,4 +1,4 @@
-"""What the registry command shows and changes: versions with their evidence, history, promotion and rollback."""
+"""Actions of the registry command: list versions with their evidence and the history, promote, roll back."""
 
 from argparse import Namespace
 
@@ -30,7 +30,7 @@ def change_champion(client: MlflowClient, name: str, arguments: Namespace) -> st
     """Promote a version or roll back, or with --dry-run only describe it, in one line.
 
     Raises:
-        UserError: if there is no such model or version, or no earlier champion.
+        UserError: if the model or version does not exist, or there is no earlier champion.
     """
     require_model(client, name)
     version = arguments.version if arguments.action == "promote" else previous_champion(client, name)

@@ -1,7 +1,8 @@
 """Find a model by the name that a user gives: a path, an alias, a version, a run or an MLflow URI."""
 
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cifar_resnet.device import Device, select_device
@@ -10,55 +11,65 @@ from cifar_resnet.inference.model import Model
 from cifar_resnet.params.file import load_params
 
 MODEL = "data/model"
+URI_SCHEMES = ("models:/", "runs:/")
 
 
-def load_named_model(source: str | None, *, device: Device = "auto") -> Model:
+def load_named_model(source: str | Path | None, *, device: Device = "auto") -> Model:
     """See `cifar_resnet.load`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder, _ = find_model(Path.cwd(), source, Path(scratch))
-        return Model(folder, select_device(device))
+    target = select_device(device)
+    with find_model(Path.cwd(), None if source is None else str(source)) as (folder, _):
+        return Model(folder, target)
 
 
-def find_model(root: Path, requested: str | None, scratch: Path) -> tuple[Path, str]:
-    """(folder that holds the model, its name for people); a registered model is downloaded to `scratch`.
+@contextmanager
+def find_model(root: Path, requested: str | None) -> Iterator[tuple[Path, str]]:
+    """Yield (folder with the model, its display name); a downloaded model is deleted when the block ends.
 
     Raises:
-        UserError: if there is no such model.
+        UserError: if the model does not exist.
     """
-    if requested is not None and requested.startswith(("models:/", "runs:/")):
-        from cifar_resnet.registry.versions import download_uri
-        from cifar_resnet.tracking.client import connect
-
-        connect(root)
-        download_uri(requested, scratch)
-        return scratch, requested
-    if requested is not None and (path := root / requested).exists():
-        if path.is_file() and path.name != "model.safetensors":
+    with ExitStack() as stack:
+        if requested is not None and not requested.startswith(URI_SCHEMES) and (path := root / requested).exists():
+            if path.is_file() and path.name != "model.safetensors":
+                raise UserError(
+                    f"{requested}: not a model; pass a model.safetensors with a model.json beside it, or the folder "
+                    "of both"
+                )
+            yield (path if path.is_dir() else path.parent), requested
+        elif (registered := find_registered(root, requested, stack)) is not None:
+            yield registered
+        elif requested is None:
+            yield root / MODEL, MODEL
+        else:
             raise UserError(
-                f"{requested}: not a model; name a folder with model.safetensors and model.json, or the first of them"
+                f"model {requested} not found: neither a path nor the champion, a version or a run in MLflow; "
+                "`cifar-resnet registry list` lists the versions"
             )
-        return (path if path.is_dir() else path.parent), requested
-    registered = download_registered(root, requested or "champion", scratch)
-    if registered is None and requested is None:
-        return root / MODEL, MODEL
-    if registered is None:
-        raise UserError(f"--model {requested}: neither a path nor a champion, version or run in MLflow")
-    return scratch, registered
 
 
-def download_registered(root: Path, requested: str, scratch: Path) -> str | None:
-    """Name of a registered model, downloaded to `scratch`; None without such a model, database or params.yaml."""
+def find_registered(root: Path, requested: str | None, stack: ExitStack) -> tuple[Path, str] | None:
+    """(folder, display name) of a registered model; None without the model, without MLflow or without params.yaml.
+
+    Args:
+        requested: an MLflow URI, "champion", a version or a run; by default the champion.
+        stack: deletes a download and closes the registry.
+    """
     home = Path(os.environ.get("DVC_ROOT", root))
     if not (os.environ.get("MLFLOW_TRACKING_URI") or (home / "mlflow.db").exists()):
         return None
-    if not (root / "params.yaml").exists():
+    is_uri = requested is not None and requested.startswith(URI_SCHEMES)
+    if not is_uri and not (root / "params.yaml").exists():
         return None
-    from cifar_resnet.registry.versions import download_version, find_version
-    from cifar_resnet.tracking.client import connect
+    from cifar_resnet.registry.reader import model_folder, open_registry
+    from cifar_resnet.registry.versions import find_version
 
+    client = stack.enter_context(open_registry(root))
+    if client is None:
+        return None
+    if requested is not None and is_uri:
+        return model_folder(requested, stack), requested
     name = load_params(root / "params.yaml").register_.model_name
-    version = find_version(connect(root), name, requested)
+    version = find_version(client, name, requested or "champion")
     if version is None:
         return None
-    download_version(version, scratch)
-    return f"{name} version {version.version}"
+    return model_folder(f"models:/{name}/{version.version}", stack), f"{name} version {version.version}"

@@ -1,7 +1,7 @@
-"""The model that MLflow serves, as code over a safetensors file: raw images or photographs in, probabilities out.
+"""The model that MLflow serves: raw images or image files in, probabilities out.
 
-MLflow hands over a request once it has read all of it, so MAX_IMAGES and MAX_CHARACTERS bound the work, not what is
-received: a server open to strangers needs a proxy that limits the body.
+MLflow reads a request completely before it calls `predict`. MAX_IMAGES and MAX_CHARACTERS therefore limit the work,
+not the size of a request; a public server needs a proxy that limits the request body.
 """
 
 import base64
@@ -30,10 +30,10 @@ from cifar_resnet.models import saved_model
 
 BATCH_SIZE = 256
 MAX_IMAGES = 2_000
-MAX_CHARACTERS = 20_000_000  # of one photograph in base64: 15 MB
+MAX_CHARACTERS = 20_000_000  # of one image file in base64: 15 MB
 IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-ACCEPTED = "integers 0 to 255 of shape (N, 32, 32, 3), or N texts, each a PNG or JPEG in base64"
-# MLflow would cut 0.5 to 0 and refuse text for a tensor of uint8; of objects it lets everything through to `predict`.
+ACCEPTED = "integers 0 to 255 of shape (N, 32, 32, 3), or N strings, each a PNG or JPEG file in base64"
+# With uint8, MLflow would truncate 0.5 to 0 and reject strings. With object, all input reaches `predict` unchanged.
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
     outputs=Schema(
@@ -47,7 +47,7 @@ SIGNATURE = ModelSignature(
 
 
 class InvalidInput(MlflowException):  # type: ignore[misc]
-    """Input that cannot be used; over HTTP status 400 and the reason alone, where MLflow would send all input back."""
+    """Invalid input. Over HTTP: status 400 and the reason only; MLflow's own message would repeat all input."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason, error_code=INVALID_PARAMETER_VALUE)
@@ -58,7 +58,7 @@ class InvalidInput(MlflowException):  # type: ignore[misc]
 
 
 class ServedModel(PythonModel):  # type: ignore[misc]
-    """Input: uint8 (N, 32, 32, 3), channels R, G, B; or N base64 texts of PNG or JPEG files of any size."""
+    """Input: uint8 (N, 32, 32, 3), channels R, G, B; or N base64 strings of PNG or JPEG files of any size."""
 
     def load_context(self, context: PythonModelContext) -> None:
         folder = Path(context.artifacts["weights"]).parent
@@ -69,13 +69,13 @@ class ServedModel(PythonModel):  # type: ignore[misc]
     def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        model_input: np.ndarray,  # MLflow knows the bare name only
+        model_input: np.ndarray,  # MLflow does not support type parameters here
         params: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> list[dict[str, int | str | list[float]]]:
-        """Records of label, class_name and probabilities in the order of the classes, one for each image.
+        """One record per image: label, class_name, and probabilities in the order of the classes.
 
         Raises:
-            Refused: if the input is neither of the two forms.
+            InvalidInput: if the input has neither of the two forms.
         """
         pixels = parse_input(np.asarray(model_input))
         logits = predictor.predict_logits(
@@ -90,39 +90,45 @@ class ServedModel(PythonModel):  # type: ignore[misc]
 
 
 def parse_input(images: np.ndarray[Any, Any]) -> Pixels:
-    """Either form of input as uint8 (N, 3, 32, 32).
+    """Convert either form of input to uint8 (N, 3, 32, 32).
 
     Raises:
-        Refused: for all else, more than MAX_IMAGES, or none.
+        InvalidInput: for any other input, for more than MAX_IMAGES images, and for none.
     """
     if images.ndim and len(images) > MAX_IMAGES:
-        raise InvalidInput(f"{len(images):,} images found, {MAX_IMAGES:,} in a request allowed")
+        raise InvalidInput(f"{len(images):,} images found; at most {MAX_IMAGES:,} are allowed per request")
     if images.ndim == 1 and len(images) and all(isinstance(image, str) for image in images):
-        return np.stack([decode_base64_image(text, f"image {place}") for place, text in enumerate(images)])
+        return np.stack([decode_base64_image(text, f"image {index}") for index, text in enumerate(images)])
     if images.ndim != 4 or images.shape[1:] != (32, 32, 3) or not len(images):
         raise InvalidInput(f"shape {images.shape} found; {ACCEPTED} needed")
-    numbers = np.array(images.tolist()) if images.dtype == object else images
-    if numbers.dtype.kind not in "iu":
-        raise InvalidInput(f"{numbers.dtype} found; {ACCEPTED} needed")
-    if numbers.min() < 0 or numbers.max() > 255:
-        raise InvalidInput(f"numbers from {numbers.min()} to {numbers.max()} found; {ACCEPTED} needed")
-    return np.ascontiguousarray(numbers.astype(np.uint8).transpose(0, 3, 1, 2))
+    values = np.array(images.tolist()) if images.dtype == object else images
+    if values.dtype.kind not in "iu":
+        raise InvalidInput(f"{values.dtype} found; {ACCEPTED} needed")
+    if values.min() < 0 or values.max() > 255:
+        raise InvalidInput(f"values from {values.min()} to {values.max()} found; {ACCEPTED} needed")
+    return np.ascontiguousarray(values.astype(np.uint8).transpose(0, 3, 1, 2))
 
 
 def decode_base64_image(text: str, name: str) -> Pixels:
-    """A base64 PNG or JPEG as uint8 (3, 32, 32), made small as `inputs` does with a file."""
+    """Decode a base64 PNG or JPEG to uint8 (3, 32, 32), scaled as `image_reader` scales a file.
+
+    Raises:
+        InvalidInput: if the text is too long, not base64, or not a readable image.
+    """
     if len(text) > MAX_CHARACTERS:
-        raise InvalidInput(f"{name}: {len(text):,} characters found, {MAX_CHARACTERS:,} allowed")
+        raise InvalidInput(f"{name}: {len(text):,} characters found; at most {MAX_CHARACTERS:,} are allowed")
     try:
         content = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(f"{name}: not base64 ({error})") from None
     if not content.startswith(IMAGE_SIGNATURES):
         raise InvalidInput(f"{name}: neither PNG nor JPEG")
-    [found] = image_reader.catch_read_errors(name, partial(image_reader.single_image, name, partial(BytesIO, content)))
-    if isinstance(found, UserError):
-        raise InvalidInput(str(found))
-    (pixels,) = found[1]
+    read = partial(image_reader.single_image, name, partial(BytesIO, content))
+    [image] = image_reader.catch_read_errors(name, read)
+    if isinstance(image, UserError):
+        raise InvalidInput(str(image))
+    assert image is not None  # only folders and zips yield None
+    (pixels,) = image[1]
     return np.asarray(pixels)
 
 

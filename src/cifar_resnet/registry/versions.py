@@ -1,4 +1,4 @@
-"""Versions of the model in MLflow's registry: each with the code, weights and packages that it needs to answer."""
+"""Versions in MLflow's model registry: each with the code, weights and package list that it needs for serving."""
 
 from contextlib import suppress
 from importlib.metadata import version as installed
@@ -19,28 +19,29 @@ from cifar_resnet.registry import served_model
 from cifar_resnet.registry.promotion import CHAMPION, get_champion
 from cifar_resnet.tracking.run import Run
 
-PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow")
+PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
 IDENTITY_TAGS = ("model", "test_data")
 
 
 def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
-    """Log the model to its run and register it; returns the version. A model that is registered already keeps its own,
-    and gets the tags that it lacks.
+    """Log the model to its run, register it, and return the version.
+
+    A model that is already registered keeps its version and gets the tags that are missing.
 
     Args:
         run: the run that trained the model.
         folder: holds model.safetensors and model.json.
-        tags: put on the version; "model" is the hash of the weights, "test_data" of what they were measured on.
+        tags: of the version; "model" is the hash of the weights, "test_data" the hash of the test images.
         example: uint8 (N, 32, 32, 3), stored as the input example.
     """
     values = {key: str(value) for key, value in tags.items()}
-    present = versions_of_model(run.client, name, values)
-    if present:
-        for key in values.keys() - present[0].tags.keys():
-            run.client.set_model_version_tag(name, present[0].version, key, values[key])
-        return int(present[0].version)
+    registered = versions_of_model(run.client, name, values)
+    if registered:
+        for key in values.keys() - registered[0].tags.keys():
+            run.client.set_model_version_tag(name, registered[0].version, key, values[key])
+        return int(registered[0].version)
     info = log_model(run, folder, example)
-    with suppress(MlflowException):  # it is there, or what follows says why it cannot be
+    with suppress(MlflowException):  # the name exists, or the next call reports the error
         run.client.create_registered_model(name)
     created = run.client.create_model_version(
         name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
@@ -49,49 +50,52 @@ def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any],
 
 
 def log_model(run: Run, folder: Path, example: Pixels) -> Any:
-    """Store the model with its run, as code over a safetensors file."""
-    source, before = Path(served_model.__file__), run.client.get_run(run.id).info
+    """Log the model to its run: a safetensors file and the code that loads it."""
+    source, run_info = Path(served_model.__file__), run.client.get_run(run.id).info
     try:
         with mlflow.start_run(run_id=run.id):
             return mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(source),
-                artifacts={"weights": str(folder / WEIGHTS_FILE), "card": str(folder / CONFIG_FILE)},
-                code_paths=[str(source.parents[1])],
+                artifacts={"weights": str(folder / WEIGHTS_FILE), "config": str(folder / CONFIG_FILE)},
+                code_paths=[str(source.parents[1])],  # the package folder cifar_resnet
                 signature=served_model.SIGNATURE,
                 input_example=example,
                 pip_requirements=[f"{package}=={installed(package)}" for package in PIP_REQUIREMENTS],
             )
-    finally:  # the training ended well, and then, not now; whether this breaks off or not
-        run.client.set_terminated(run.id, "FINISHED", before.end_time)
+    finally:  # start_run changes status and end time, but the training finished earlier
+        run.client.set_terminated(run.id, "FINISHED", run_info.end_time)
 
 
 def versions_of_model(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
-    """The versions of the same weights and test data, the oldest first."""
-    found = client.search_model_versions(f"name = '{name}'")
-    same = [each for each in found if all(each.tags.get(key) == tags[key] for key in IDENTITY_TAGS)]
-    return sorted(same, key=lambda each: int(each.version))
+    """The versions with the same weights and test data, the oldest first."""
+    versions = client.search_model_versions(f"name = '{name}'")
+    same = [version for version in versions if all(version.tags.get(key) == tags[key] for key in IDENTITY_TAGS)]
+    return sorted(same, key=lambda version: int(version.version))
 
 
 def delete_duplicates(client: MlflowClient, name: str, tags: dict[str, str], created: ModelVersion) -> int:
-    """The oldest version of this model: on a server, another machine may have registered it at the same time."""
+    """Delete the created version if there is an older one of the same model, and return the oldest version.
+
+    On a server, another machine can register the same model at the same time.
+    """
     oldest = int(versions_of_model(client, name, tags)[0].version)
     if oldest != int(created.version):
         client.delete_model_version(name, created.version)
     return oldest
 
 
-def find_version(client: MlflowClient, name: str, wanted: str) -> ModelVersion | None:
-    """The version that `wanted` names: "champion", a version's number, or the id of the run that trained it."""
+def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersion | None:
+    """Find a version by "champion", by its number, or by the id of the run that trained it."""
     try:
-        if wanted == CHAMPION:
+        if requested == CHAMPION:
             return get_champion(client, name)
-        if wanted.isdecimal():
-            return client.get_model_version(name, wanted)
-    except MlflowException:  # no such model or version
+        if requested.isdecimal():
+            return client.get_model_version(name, requested)
+    except MlflowException:  # the model or version does not exist
         return None
-    found = client.search_model_versions(f"name = '{name}'")
-    return next((version for version in found if version.run_id == wanted), None)
+    versions = client.search_model_versions(f"name = '{name}'")
+    return next((version for version in versions if version.run_id == requested), None)
 
 
 def download_version(version: ModelVersion, folder: Path) -> None:
@@ -115,5 +119,5 @@ def download_uri(uri: str, folder: Path) -> None:
 
 
 def to_input_example(pixels: Pixels) -> Pixels:
-    """(N, 3, 32, 32) as the served model takes it: (N, 32, 32, 3)."""
+    """Convert (N, 3, 32, 32) to the served model's input, (N, 32, 32, 3)."""
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

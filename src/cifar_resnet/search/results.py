@@ -1,4 +1,4 @@
-"""What becomes of a search: its table, the best as DVC experiments, or in params.yaml."""
+"""Results of a search: a table, the best trials as DVC experiments, or one trial in params.yaml."""
 
 import csv
 import difflib
@@ -13,86 +13,93 @@ from typing import Any
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write
 from cifar_resnet.params.file import Params, parse_yaml, replace_values, with_overrides
-from cifar_resnet.search.study import Result
+from cifar_resnet.search.trial import TrialResult
 
 COLUMNS = ("number", "outcome", "accuracy", "epochs", "parameters", "multiply_adds", "seconds", "reason", "retry_of")
 
 
-def rank_trials(results: Sequence[Result]) -> list[Result]:
+def rank_trials(results: Sequence[TrialResult]) -> list[TrialResult]:
     """The finished trials, the most accurate first."""
     finished = [result for result in results if result.outcome == "finished"]
     return sorted(finished, key=lambda result: (-(result.accuracy or 0), result.number))
 
 
 def pareto_front(costs: Sequence[int], accuracy: Sequence[float]) -> list[int]:
-    """The places of those that no other beats in cost and accuracy."""
-    order = sorted(range(len(costs)), key=lambda place: (costs[place], -accuracy[place]))
-    found: list[int] = []
-    for place in order:
-        if not found or accuracy[place] > accuracy[found[-1]]:
-            found.append(place)
-    return found
+    """Indices of the points that no other point dominates in cost and accuracy, by cost."""
+    order = sorted(range(len(costs)), key=lambda index: (costs[index], -accuracy[index]))
+    front: list[int] = []
+    for index in order:
+        if not front or accuracy[index] > accuracy[front[-1]]:
+            front.append(index)
+    return front
 
 
-def training_command(result: Result, *options: str) -> list[str]:
-    """What trains a trial's configuration in full."""
-    return ["dvc", "exp", "run", *options, *(word for change in override_arguments(result) for word in ("-S", change))]
+def training_command(result: TrialResult, *options: str) -> list[str]:
+    """The command that trains a trial's configuration in full."""
+    overrides = [word for override in override_arguments(result) for word in ("-S", override)]
+    return ["dvc", "exp", "run", *options, *overrides]
 
 
-def override_arguments(result: Result) -> list[str]:
-    return [f"{name}={to_yaml(value)}" for name, value in result.changes.items()]
+def override_arguments(result: TrialResult) -> list[str]:
+    return [f"{name}={to_yaml(value)}" for name, value in result.overrides.items()]
 
 
 def to_yaml(value: Any) -> str:
-    """As YAML and `-S` take it."""
+    """A value in one line, for `dvc exp run -S` and params.yaml."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
-def results_table(results: Sequence[Result], top: int) -> str:
-    """The best trials with their commands."""
+def results_table(results: Sequence[TrialResult], top: int) -> str:
+    """The best trials, each with the command that trains it in full."""
     lines = [f"{'trial':>5}  {'accuracy':>8}  {'parameters':>10}  {'multiply-adds':>13}  {'seconds':>7}"]
-    for each in rank_trials(results)[:top]:
+    for result in rank_trials(results)[:top]:
         lines.append(
-            f"{each.number:>5}  {each.accuracy:>8.2%}  {each.parameters:>10,}  {each.multiply_adds:>13,}  "
-            f"{each.seconds:>7.0f}  {shlex.join(training_command(each))}"
+            f"{result.number:>5}  {result.accuracy:>8.2%}  {result.parameters:>10,}  {result.multiply_adds:>13,}  "
+            f"{result.seconds:>7.0f}  {shlex.join(training_command(result))}"
         )
     return "\n".join(lines)
 
 
-def write_trials_csv(path: Path, results: Sequence[Result]) -> None:
-    names = sorted({name for result in results for name in result.changes})
+def write_trials_csv(path: Path, results: Sequence[TrialResult]) -> None:
+    """Write a row per trial: COLUMNS, then the overrides."""
+    names = sorted({name for result in results for name in result.overrides})
     with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow([*COLUMNS, *names])
-        for each in results:
-            values = [to_yaml(each.changes[name]) if name in each.changes else "" for name in names]
-            table.writerow([*(getattr(each, column) for column in COLUMNS), *values])
+        for result in results:
+            values = [to_yaml(result.overrides[name]) if name in result.overrides else "" for name in names]
+            table.writerow([*(getattr(result, column) for column in COLUMNS), *values])
 
 
-def queue_experiments(root: Path, study: str, chosen: Sequence[Result]) -> None:
-    """Put full trainings in DVC's queue.
+def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) -> None:
+    """Add full trainings of trials to DVC's queue.
 
     Raises:
-        UserError: if DVC refuses one; those before it are in the queue.
+        UserError: if DVC reports an error; the trials before it are in the queue.
     """
-    for each in chosen:
-        words = training_command(each, "--queue", "--name", f"{study}-trial-{each.number}")
-        done = subprocess.run([sys.executable, "-m", *words], cwd=root, capture_output=True, text=True, check=False)
+    for result in results:
+        command = training_command(result, "--queue", "--name", f"{study}-trial-{result.number}")
+        done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise UserError(f"trial {each.number}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+            raise UserError(f"trial {result.number}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
 
 
-def apply_trial(root: Path, params: Params, result: Result) -> str:
-    """Write a trial's configuration into params.yaml, whose comments and layout stay; returns the difference.
+def apply_trial(root: Path, params: Params, result: TrialResult) -> str:
+    """Write a trial's configuration into params.yaml, keep comments and layout, and return the difference.
 
     Raises:
-        UserError: if the written values would be others; the file stays as it is.
+        UserError: if the result is not a valid params.yaml with exactly these values; then the file is not changed.
     """
     path = root / "params.yaml"
     before = path.read_text(encoding="utf-8")
-    after = replace_values(before, result.changes)
-    if Params.model_validate(parse_yaml(after)) != with_overrides(params, result.changes):
-        raise UserError(f"params.yaml: cannot be changed; write by hand: {' '.join(override_arguments(result))}")
+    after = replace_values(before, result.overrides)
+    try:
+        is_applied = Params.model_validate(parse_yaml(after)) == with_overrides(params, result.overrides)
+    except ValueError:  # for example a trial from a version whose keys had other names
+        is_applied = False
+    if not is_applied:
+        overrides = " ".join(override_arguments(result))
+        raise UserError(f"params.yaml: trial {result.number} does not fit the other values; edit by hand: {overrides}")
     with atomic_write(path) as temporary:
         temporary.write_text(after, encoding="utf-8")
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), "before", "params.yaml"))

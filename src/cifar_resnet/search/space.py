@@ -1,4 +1,4 @@
-"""What a search may try: draws from search.space by one of Optuna's samplers, none of them beyond the budget."""
+"""The search space: one of Optuna's samplers chooses configurations from search.space, all within the budget."""
 
 from functools import cache
 from typing import Any
@@ -12,12 +12,12 @@ from optuna.trial import FrozenTrial
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
-from cifar_resnet.params.file import Params, with_overrides
+from cifar_resnet.params.file import Params, flatten, with_overrides
 from cifar_resnet.params.search_section import Range
 from cifar_resnet.params.sections import PER_LAYER, ModelParams
 
-DRAWS = 1_000  # tries to find a network within the budget
-POPULATION = 12  # of NSGA-II: the first so many trials are random
+MAX_SAMPLES = 1_000  # attempts to find a network within the budget
+POPULATION = 12  # of NSGA-II; the trials of the first generation are random
 PRUNERS = {
     "none": optuna.pruners.NopPruner(),
     "median": optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=2),
@@ -26,14 +26,14 @@ PRUNERS = {
 
 
 class BudgetSampler(BaseSampler):
-    """One of Optuna's samplers, asked until the network is within the budget: no other draw becomes a trial.
+    """One of Optuna's samplers; configurations beyond the budget are sampled again and never become trials.
 
-    What is drawn depends on the seed, the trial's number and, but for random, the trials before.
+    A sample depends on the seed, the number of the trial and, except for random, on the earlier trials.
     """
 
-    def __init__(self, values: Params) -> None:
-        self.values = values
-        self.space = distributions(values)
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.space = distributions(params)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:  # noqa: ARG002
         return self.space
@@ -43,81 +43,87 @@ class BudgetSampler(BaseSampler):
     ) -> dict[str, Any]:
         """
         Raises:
-            UserError: if no network within the budget was found.
+            UserError: if no sample is within the budget.
         """
-        seed = int(np.random.SeedSequence([self.values.search.seed, trial.number]).generate_state(1)[0])
-        chosen, fallback = _sampler(self.values.search.sampler, seed), RandomSampler(seed)
-        variable = {name: each for name, each in search_space.items() if not each.single()}
-        for _ in range(DRAWS):
-            found = chosen.sample_relative(study, trial, variable)
-            drawn = {
-                name: found[name] if name in found else fallback.sample_independent(study, trial, name, each)
-                for name, each in search_space.items()
+        search = self.params.search
+        seed = int(np.random.SeedSequence([search.seed, trial.number]).generate_state(1)[0])
+        sampler, random_sampler = _create_sampler(search.sampler, seed), RandomSampler(seed)
+        variable = {name: distribution for name, distribution in search_space.items() if not distribution.single()}
+        for _ in range(MAX_SAMPLES):
+            relative = sampler.sample_relative(study, trial, variable)
+            sample = {
+                name: relative[name]
+                if name in relative
+                else random_sampler.sample_independent(study, trial, name, distribution)
+                for name, distribution in search_space.items()
             }
-            if within_budget(self.values, drawn):
-                return drawn
-        most = self.values.search.max_multiply_adds
+            if within_budget(self.params, sample):
+                return sample
+        limit = "null" if search.max_multiply_adds is None else f"{search.max_multiply_adds:,}"
         raise UserError(
-            f"none of {DRAWS:,} draws from search.space fits together within model.max_parameters "
-            f"({self.values.model.max_parameters:,}) and search.max_multiply_adds ({f'{most:,}' if most else 'null'}); "
+            f"search.space: none of {MAX_SAMPLES:,} samples is within model.max_parameters "
+            f"({self.params.model.max_parameters:,}) and search.max_multiply_adds ({limit}); "
             "raise them or widen the space"
         )
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Of a parameter with one choice only; all others are drawn together."""
+        """Sample a parameter that has a single choice; `sample_relative` samples all others."""
         return RandomSampler(0).sample_independent(study, trial, param_name, param_distribution)
 
 
-def distributions(values: Params) -> dict[str, BaseDistribution]:
-    """What Optuna draws: `model.channels.0` and so on for each layer that there may be, all other names as they are."""
-    space = values.search.space
-    layers = space.get("model.layers", [len(values.model.channels)])
-    most = int(layers.high) if isinstance(layers, Range) else max(layers)
-    found = {}
-    for name, allowed in space.items():
-        several = name.removeprefix("model.") in PER_LAYER
-        for key in [f"{name}.{layer}" for layer in range(most)] if several else [name]:
-            found[key] = _distribution(allowed)
-    return found
+def distributions(params: Params) -> dict[str, BaseDistribution]:
+    """Optuna's search space; a list with a value per layer becomes `model.channels.0`, `model.channels.1` and so on."""
+    space = params.search.space
+    layers = space.get("model.layers", [len(params.model.channels)])
+    max_layers = int(layers.high) if isinstance(layers, Range) else max(layers)
+    by_name = {}
+    for name, choices in space.items():
+        is_per_layer = name.removeprefix("model.") in PER_LAYER
+        for key in [f"{name}.{layer}" for layer in range(max_layers)] if is_per_layer else [name]:
+            by_name[key] = _create_distribution(choices)
+    return by_name
 
 
-def to_overrides(values: Params, drawn: dict[str, Any]) -> dict[str, Any]:
-    """What was drawn, as `dvc exp run -S` takes it; a list not searched is cut or goes on with its last value."""
-    layers = drawn.get("model.layers", len(values.model.channels))
-    found: dict[str, Any] = {}
+def to_overrides(params: Params, sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample as overrides for `dvc exp run -S`.
+
+    A list that is not searched is cut to the number of layers, or extended with its last value.
+    """
+    layers = sample.get("model.layers", len(params.model.channels))
+    overrides: dict[str, Any] = {}
     for name in PER_LAYER:
-        present = getattr(values.model, name)
-        searched = f"model.{name}.0" in drawn
-        chosen = [
-            drawn[f"model.{name}.{layer}"] if searched else present[min(layer, len(present) - 1)]
+        default = getattr(params.model, name)
+        is_searched = f"model.{name}.0" in sample
+        values = [
+            sample[f"model.{name}.{layer}"] if is_searched else default[min(layer, len(default) - 1)]
             for layer in range(layers)
         ]
-        if searched or chosen != present:
-            found[f"model.{name}"] = chosen
-    for name, value in drawn.items():
+        if is_searched or values != default:
+            overrides[f"model.{name}"] = values
+    for name, value in sample.items():
         if name != "model.layers" and name.count(".") == 1:
-            found[name] = float(f"{value:.4g}") if isinstance(value, float) else value
-    return found
+            overrides[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    return overrides
 
 
-def trial_params(values: Params, changes: dict[str, Any]) -> Params:
+def trial_params(params: Params, overrides: dict[str, Any]) -> Params:
     """The params that a trial trains with.
 
     Raises:
-        ValueError: if they are not allowed.
+        ValueError: if a value is not allowed.
     """
     budget = {
-        "train.epochs": values.search.epochs,
-        "train.low_resolution_epochs": values.search.low_resolution_epochs,
+        "train.epochs": params.search.epochs,
+        "train.low_resolution_epochs": params.search.low_resolution_epochs,
         "train.processes": 1,
     }
-    return with_overrides(values, changes | budget)
+    return with_overrides(params, overrides | budget)
 
 
 def model_size(model: ModelParams) -> tuple[int, int]:
-    """(parameters, multiply-adds for one image), counted without memory for either."""
+    """(parameters, multiply-adds per image) of a network, which is built on the meta device and needs no memory."""
     return _model_size(model.model_dump_json())
 
 
@@ -128,43 +134,48 @@ def _model_size(model: str) -> tuple[int, int]:
     return resnet.num_parameters(network), resnet.multiply_adds(network)
 
 
-def within_budget(values: Params, drawn: dict[str, Any]) -> bool:
-    """Whether a network is within the budget, and may be trained as a trial and in full."""
+def within_budget(params: Params, sample: dict[str, Any]) -> bool:
+    """Whether the sampled network is within the budget and valid, both as a trial and trained in full."""
+    overrides = to_overrides(params, sample)
     try:
-        with_overrides(values, to_overrides(values, drawn))
-        wanted = trial_params(values, to_overrides(values, drawn))
+        with_overrides(params, overrides)
+        model = trial_params(params, overrides).model
     except ValueError:
         return False
-    parameters, multiply_adds = model_size(wanted.model)
-    most = values.search.max_multiply_adds
-    return parameters <= values.model.max_parameters and (most is None or multiply_adds <= most)
+    parameters, multiply_adds = model_size(model)
+    limit = params.search.max_multiply_adds
+    return parameters <= params.model.max_parameters and (limit is None or multiply_adds <= limit)
 
 
-def study_identity(values: Params, data: str) -> dict[str, Any]:
-    """What the trials of a study must have in common to be compared."""
-    sections = values.model_dump(mode="json", include={"model", "train"})
-    found = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+def study_identity(params: Params, data: str) -> dict[str, Any]:
+    """The values that all trials of a study share, so that their accuracies are comparable; `data` is the images' hash.
+
+    Not part of it: the searched parameters, and the fields of `search` that may change while a study continues.
+    """
+    identity = flatten(params.model_dump(mode="json", include={"model", "train"}))
     free = {"study", "storage", "sampler", "cost", "pruner", "seed", "trials", "minutes", "heartbeat_timeout_seconds"}
-    found["search.sampler"] = f"nsga2 of {values.search.cost}" if values.search.sampler == "nsga2" else "random or tpe"
-    found |= {f"search.{key}": value for key, value in values.search.model_dump(mode="json", exclude=free).items()}
-    searched = {*values.search.space, "train.epochs", "train.low_resolution_epochs", "train.processes"}
-    return {key: value for key, value in found.items() if key not in searched} | {"training images": data}
+    identity["search.sampler"] = (
+        f"nsga2 of {params.search.cost}" if params.search.sampler == "nsga2" else "random or tpe"
+    )
+    identity |= flatten({"search": params.search.model_dump(mode="json", exclude=free)})
+    searched = {*params.search.space, "train.epochs", "train.low_resolution_epochs", "train.processes"}
+    return {key: value for key, value in identity.items() if key not in searched} | {"training images": data}
 
 
-def _sampler(name: str, seed: int) -> BaseSampler:
+def _create_sampler(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return TPESampler(seed=seed)
     return NSGAIISampler(population_size=POPULATION, seed=seed) if name == "nsga2" else RandomSampler(seed)
 
 
-def _distribution(allowed: list[Any] | Range) -> BaseDistribution:
-    """Whole numbers at equal steps keep their order; other choices have none."""
-    if isinstance(allowed, Range):
-        log = allowed.scale == "log"
-        if isinstance(allowed.low, int) and isinstance(allowed.high, int):
-            return IntDistribution(allowed.low, allowed.high, log=log)
-        return FloatDistribution(allowed.low, allowed.high, log=log)
-    steps = set(np.diff(allowed)) if all(type(each) is int for each in allowed) else set()
+def _create_distribution(choices: list[Any] | Range) -> BaseDistribution:
+    """Integers at equal steps keep their order; other choices are categories."""
+    if isinstance(choices, Range):
+        log = choices.scale == "log"
+        if isinstance(choices.low, int) and isinstance(choices.high, int):
+            return IntDistribution(choices.low, choices.high, log=log)
+        return FloatDistribution(choices.low, choices.high, log=log)
+    steps = set(np.diff(choices)) if all(type(choice) is int for choice in choices) else set()
     if len(steps) == 1 and min(steps) > 0:
-        return IntDistribution(allowed[0], allowed[-1], step=int(min(steps)))
-    return CategoricalDistribution(allowed)
+        return IntDistribution(choices[0], choices[-1], step=int(min(steps)))
+    return CategoricalDistribution(choices)

@@ -1,4 +1,4 @@
-"""MLflow rebuilt from DVC's files: the workspace, HEAD and every experiment, each run once."""
+"""Backfill: adds missing runs to MLflow from DVC's files, for the workspace, HEAD and every experiment."""
 
 import tempfile
 from contextlib import suppress
@@ -11,7 +11,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
 from cifar_resnet.params.file import load_params, params_summary, raw_sections
 from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, find_run, registry_lock, require_mlflow
-from cifar_resnet.tracking.run import EVALUATED, RECIPE, Run, prefixed_test_metrics
+from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
 from cifar_resnet.training.history import EpochRecord, read_history
 from cifar_resnet.versioning import revisions
 from cifar_resnet.versioning.provenance import last_commit_of, reproduce_command, run_name
@@ -20,13 +20,13 @@ from cifar_resnet.versioning.revisions import Revision
 CONFIG, HISTORY, WEIGHTS = "data/model/model.json", "data/model/history.csv", "data/model/model.safetensors"
 STATISTICS = "data/prepared/statistics.json"
 EVALUATION = "data/evaluation"
-COMPLETE = "all of its run is there"
+COMPLETE = "complete"
 FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, f"{EVALUATION}/metrics.json", f"{EVALUATION}/**/*.png")
 
 
 def backfill_runs(root: Path) -> None:
-    """Add the runs that MLflow lacks, complete those that broke off, and say which."""
-    client, done = connect(root), dict[str, str]()
+    """Add the missing runs to MLflow, complete the incomplete ones, and print a line for each revision."""
+    client, results = connect(root), dict[str, str]()
     with registry_lock(client, root), require_mlflow(client):
         for revision in revisions.list_revisions(root):
             with tempfile.TemporaryDirectory() as name:
@@ -35,73 +35,88 @@ def backfill_runs(root: Path) -> None:
                     print(f"{revision.name}: no trained model")
                     continue
                 original = read_provenance(Path(name))["mlflow_run"]
-                if original not in done:
-                    done[original] = backfill_run(client, root, revision, Path(name), original)
-                    print(f"{revision.name}: {done[original]}")
-    whole = sum(said == COMPLETE for said in done.values())
-    print(f"rebuild: {len(done)} runs, {whole} of them needed nothing")
-    if whole < len(done):
-        print("rebuild: where the registry is lost too, `dvc repro --force --single-item register` fills it again")
+                if original not in results:
+                    results[original] = backfill_run(client, root, revision, Path(name), original)
+                    print(f"{revision.name}: {results[original]}")
+    num_complete = sum(result == COMPLETE for result in results.values())
+    print(f"backfill: {len(results)} runs, {num_complete} already complete")
+    if num_complete < len(results):
+        print("backfill: to restore a lost registry as well, run `dvc repro --force --single-item register`")
 
 
 def backfill_run(client: MlflowClient, root: Path, revision: Revision, folder: Path, original: str) -> str:
-    """Add or complete the run of the model in `folder`; returns what was done, in words."""
-    history, found = read_history(folder / HISTORY), find_run(client, original)
-    lacking = [] if found is None else missing_parts(client, found, folder, history)
-    if found and not lacking:
+    """Add or complete the run of the model in `folder`.
+
+    Args:
+        folder: holds the revision's files.
+        original: id of the run where the model was trained.
+
+    Returns:
+        What was done, for a message.
+
+    Raises:
+        UserError: if MLflow did not accept everything.
+    """
+    history, run_id = read_history(folder / HISTORY), find_run(client, original)
+    missing = [] if run_id is None else missing_parts(client, run_id, folder, history)
+    if run_id and not missing:
         return COMPLETE
     seconds = revision.seconds or int((root / HISTORY).stat().st_mtime)
     start = 1000 * int(seconds - sum(record.seconds for record in history))
-    run = Run(client, found or create_run(client, *run_name_and_tags(root, revision, folder, original), start))
+    run = Run(client, run_id or create_run(client, *run_name_and_tags(root, revision, folder, original), start))
     write_run(run, root, revision, folder, history)
-    run.end("FINISHED", None if found else 1000 * seconds)
+    run.end("FINISHED", None if run_id else 1000 * seconds)
     if run.pending:
-        raise UserError(f"run {run.id} is not complete; mend MLflow and run the same command again")
-    return f"run {run.id} gets {', '.join(lacking)}" if found else f"run {run.id} added, {len(history)} epochs"
+        raise UserError(f"run {run.id} is still incomplete; make MLflow reachable and run the same command again")
+    return f"run {run.id}: added {', '.join(missing)}" if run_id else f"run {run.id}: added, {len(history)} epochs"
 
 
 def missing_parts(client: MlflowClient, run_id: str, folder: Path, history: list[EpochRecord]) -> list[str]:
-    """What the files hold and the run does not, in words."""
-    run, epochs = client.get_run(run_id), Run(client, run_id).steps
-    metrics, stored = run.data.metrics, {each.path for each in client.list_artifacts(run_id)}
-    pictures = {each.path for each in client.list_artifacts(run_id, EVALUATED)}
-    lacking = {
-        f"{len(history) - len(epochs)} epochs": {record.epoch for record in history} - epochs,
-        "the end": run.info.status != "FINISHED" or RECIPE not in run.data.tags or "history.csv" not in stored,
+    """Names of the parts that the files hold and the run does not."""
+    run, logged_epochs = client.get_run(run_id), Run(client, run_id).logged_epochs
+    metrics, artifacts = run.data.metrics, {artifact.path for artifact in client.list_artifacts(run_id)}
+    figures = {artifact.path for artifact in client.list_artifacts(run_id, EVALUATION_ARTIFACTS)}
+    expected_figures = {f"{EVALUATION_ARTIFACTS}/{path.name}" for path in (folder / EVALUATION).rglob("*.png")}
+    missing_epochs = {record.epoch for record in history} - logged_epochs
+    missing = {
+        f"{len(history) - len(logged_epochs)} epochs": missing_epochs,
+        "summary": run.info.status != "FINISHED"
+        or REPRODUCE_TAG not in run.data.tags
+        or "history.csv" not in artifacts,
         "test results": prefixed_test_metrics(folder / EVALUATION).items() - metrics.items(),
-        "figures": {f"{EVALUATED}/{path.name}" for path in (folder / EVALUATION).rglob("*.png")} - pictures,
+        "figures": expected_figures - figures,
     }
-    return [name for name, something in lacking.items() if something]
+    return [name for name, items in missing.items() if items]
 
 
 def write_run(run: Run, root: Path, revision: Revision, folder: Path, history: list[EpochRecord]) -> None:
-    """Write all that the files hold; what the run has already stays one."""
+    """Log everything that the files hold; parameters and epochs that the run already has stay unchanged."""
     text, provenance = (folder / "params.yaml").read_text(encoding="utf-8"), read_provenance(folder)
-    run.log_params({name: keys for name, keys in logged_params(folder).items() if name in {"model", "train"}})
+    run.log_params({name: values for name, values in params_to_log(folder).items() if name in {"model", "train"}})
     if (folder / STATISTICS).exists():
         run.log_input("CIFAR-10 train", provenance["train_data"], read_json(folder / STATISTICS)["source"])
     for record in history:
         run.log_epoch(record.metrics(), record.epoch)
     run.log_artifact(folder / HISTORY)
-    kept = last_commit_of(root, CONFIG, revision.commit)  # later changes had no part in it
-    run.log_training_summary(history, reproduce_command(root, provenance.get("git_commit", ""), text, kept))
+    commit = last_commit_of(root, CONFIG, revision.commit)  # later commits did not take part in the training
+    run.log_training_summary(history, reproduce_command(root, provenance, text, commit))
     run.set_tags({"train_data": provenance["train_data"], "model": revisions.dvc_md5(root, revision, WEIGHTS)})
     if (folder / EVALUATION / "metrics.json").exists():
         run.log_evaluation(folder / EVALUATION)
 
 
 def run_name_and_tags(root: Path, revision: Revision, folder: Path, original: str) -> tuple[str, dict[str, str]]:
-    """What the run had where it trained; its tag ORIGINAL is by what the next rebuild knows it."""
+    """The name and tags that the run had where it was trained, and the tag by which a later backfill finds it."""
     provenance, text = read_provenance(folder), (folder / "params.yaml").read_text(encoding="utf-8")
     tags = {key: value for key, value in provenance.items() if key.startswith(("git_", "dvc_", "mlflow.", "params"))}
     name = run_name(root, text, provenance.get("git_commit", ""))
-    with suppress(UserError):  # the params.yaml of other code than this
+    with suppress(UserError):  # params.yaml of another version of the code
         name = name or params_summary(load_params(folder / "params.yaml"))
     return name or revision.name, tags | {ORIGINAL_RUN_TAG: original}
 
 
-def logged_params(folder: Path) -> dict[str, dict[str, Any]]:
-    """The values of params.yaml as train logs them, or as they stand there if that is of other code than this."""
+def params_to_log(folder: Path) -> dict[str, dict[str, Any]]:
+    """The values of params.yaml as the train stage logs them, or unchanged if this version cannot load it."""
     try:
         return load_params(folder / "params.yaml").model_dump()
     except UserError:
@@ -109,5 +124,5 @@ def logged_params(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = read_json(folder / CONFIG)["provenance"]
-    return found
+    provenance: dict[str, Any] = read_json(folder / CONFIG)["provenance"]
+    return provenance

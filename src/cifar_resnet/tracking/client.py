@@ -1,4 +1,4 @@
-"""MLflow as the window on DVC's files: one experiment, one run for each execution of train."""
+"""MLflow client: one experiment, with one run for each execution of the train stage."""
 
 import logging
 import os
@@ -21,13 +21,18 @@ from cifar_resnet.tracking.run import NullRun, Run, connection_error
 from cifar_resnet.versioning import provenance
 
 EXPERIMENT = "cifar10-resnet"
-ORIGINAL_RUN_TAG = "original_run"  # tag: the id of the run where it trained
-BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}  # seconds; MLflow's: 7, 120
+ORIGINAL_RUN_TAG = "original_run"  # run id in the database where the model was trained
+HTTP_LIMITS = {  # MLflow's defaults are 7 retries and 120 seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+}
+LOCK_SECONDS = 600.0
 
 
 def connect(root: Path) -> MlflowClient:
-    """A client of MLFLOW_TRACKING_URI, or of mlflow.db at the project's root: under `dvc exp run --temp` too, where
-    the working directory is a throw-away copy and DVC_ROOT names the project.
+    """A client for MLFLOW_TRACKING_URI or, if that is not set, for mlflow.db at the project's root.
+
+    Under `dvc exp run --temp` the working directory is a temporary copy, and DVC_ROOT names the project's root.
 
     Raises:
         UserError: if the database or server cannot be used.
@@ -35,15 +40,15 @@ def connect(root: Path) -> MlflowClient:
     home = Path(os.environ.get("DVC_ROOT", root)).resolve()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it tells of every retry
-    for key, value in BOUNDS.items():
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry
+    for key, value in HTTP_LIMITS.items():
         os.environ.setdefault(key, value)
     local = urlsplit(uri).scheme == "sqlite"
     try:
         with FileLock(f"{home / 'mlflow.db'}.new") if local else nullcontext():
             client = MlflowClient()
             if client.get_experiment_by_name(EXPERIMENT) is None:
-                _create(client, (home / "mlartifacts").as_uri() if local else None)
+                _create_experiment(client, (home / "mlartifacts").as_uri() if local else None)
                 if local:
                     _enable_wal(urlsplit(uri).path[1:])
     except Exception as error:
@@ -51,8 +56,8 @@ def connect(root: Path) -> MlflowClient:
     return client
 
 
-def _create(client: MlflowClient, artifacts: str | None) -> None:
-    """Under a lock where the database is a file: its schema must be made once, not by four processes at a time."""
+def _create_experiment(client: MlflowClient, artifacts: str | None) -> None:
+    """Create the experiment. A local database needs a lock, because only one process may create its schema."""
     try:
         client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     except MlflowException:  # another process was faster
@@ -61,7 +66,10 @@ def _create(client: MlflowClient, artifacts: str | None) -> None:
 
 
 def _enable_wal(database: str) -> None:
-    """Write-ahead logging, which the database remembers: a writer no longer locks out `mlflow ui` and other writers."""
+    """Turn on write-ahead logging, so that a writer does not lock out `mlflow ui` and other writers.
+
+    The setting is stored in the database.
+    """
     with closing(sqlite3.connect(database)) as connection:
         connection.execute("pragma journal_mode=wal")
 
@@ -70,12 +78,13 @@ def _enable_wal(database: str) -> None:
 def training_run(
     root: Path, name: str, folder: Path, params: TrackingParams, *, is_active: Callable[[Path], bool]
 ) -> Iterator[Run]:
-    """A run that ends as FINISHED, as KILLED if interrupted, otherwise as FAILED. An unfinished run of the same
-    training is continued.
+    """Yield a run that ends as FINISHED, as KILLED after an interrupt, and as FAILED after another exception.
+
+    An unfinished run of the same training is continued.
 
     Args:
-        folder: where this training keeps its state; the run has it as a tag.
-        is_active: whether a process uses such a folder. Runs that a kill left RUNNING are set to KILLED.
+        folder: state folder of this training; stored as a tag of the run.
+        is_active: whether a process uses a state folder. Runs with status RUNNING and no process are set to KILLED.
     """
     run = _training_run(root, name, folder, is_active) if params.enabled else NullRun()
     if params.system_metrics:
@@ -100,65 +109,69 @@ def _training_run(root: Path, name: str, folder: Path, is_active: Callable[[Path
 
 
 def get_run(root: Path, run_id: str) -> Run:
-    """The run that trained the model, or a new one where this database has none of that id: DVC may have restored
-    the model from a cache that was filled with another database."""
+    """The run that trained the model, or a new run if this database does not have it.
+
+    DVC can restore a model from its cache although its run is in another database.
+    """
     client = connect(root)
     with require_mlflow(client):
-        found = find_run(client, run_id)
-        if found is None:
-            print(f"MLflow has no run {run_id}, which trained this model: a new run takes its results")
-            found = create_run(client, "restored", provenance.provenance_tags(root) | {ORIGINAL_RUN_TAG: run_id})
-            client.set_terminated(found, "FINISHED")
-        return Run(client, found)
+        local_id = find_run(client, run_id)
+        if local_id is None:
+            print(f"MLflow has no run {run_id}, which trained this model; its results go to a new run")
+            local_id = create_run(client, "restored", provenance.provenance_tags(root) | {ORIGINAL_RUN_TAG: run_id})
+            client.set_terminated(local_id, "FINISHED")
+        return Run(client, local_id)
 
 
 def get_run_or_null(root: Path, run_id: str, params: TrackingParams) -> Run:
-    """As `run_of`, but for what lies in files already: where MLflow cannot be used, that is said, and no error."""
+    """Like `get_run`, but prints a message and returns a null run if MLflow cannot be used.
+
+    Only for results that are also in DVC's files, because a backfill can add those later.
+    """
     if not params.enabled:
         return NullRun(run_id)
     try:
         return get_run(root, run_id)
     except UserError as error:
-        print(f"{error}; `make mlflow-rebuild` then delivers these results")
+        print(f"{error}; then `make mlflow-backfill` adds these results")
         return NullRun(run_id)
 
 
 def find_run(client: MlflowClient, run_id: str) -> str | None:
-    """The id here of the run that had `run_id` where it trained; one that was deleted comes back."""
+    """The id in this database of the run that was trained as `run_id`; a deleted run is restored."""
     try:
-        found = client.get_run(run_id)
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
             raise
-        rebuilt = client.search_runs([experiment_id(client)], f"tags.{ORIGINAL_RUN_TAG} = '{run_id}'", max_results=1)
-        return str(rebuilt[0].info.run_id) if rebuilt else None
-    if found.info.lifecycle_stage == "deleted":
+        copies = client.search_runs([experiment_id(client)], f"tags.{ORIGINAL_RUN_TAG} = '{run_id}'", max_results=1)
+        return str(copies[0].info.run_id) if copies else None
+    if run.info.lifecycle_stage == "deleted":
         client.restore_run(run_id)
     return run_id
 
 
 @contextmanager
 def require_mlflow(client: MlflowClient) -> Iterator[None]:
-    """For a block that cannot do without MLflow.
+    """Turn MLflow's errors in the block into user errors.
 
     Raises:
-        UserError: if MLflow breaks down meanwhile.
+        UserError: if MLflow fails in the block.
     """
     try:
         yield
     except (MlflowException, OSError) as error:
-        raise UserError(
-            f"{connection_error(client.tracking_uri, error)}; mend that and run the same command again"
-        ) from None
+        message = connection_error(client.tracking_uri, error)
+        raise UserError(f"{message}; fix this and run the same command again") from None
 
 
 def _unfinished_run(client: MlflowClient, location: str, is_active: Callable[[Path], bool]) -> str | None:
-    """The newest unfinished run with this location; stale runs of the same project are closed on the way."""
-    siblings = location.rsplit("/", 1)[0]
+    """The newest unfinished run with this location. Also sets stale runs of the same project to KILLED."""
+    parent = location.rsplit("/", 1)[0]
     unfinished = [
         run
         for run in client.search_runs([experiment_id(client)], "attributes.status != 'FINISHED'", max_results=1000)
-        if run.data.tags.get("scratch", "").startswith(f"{siblings}/")  # LIKE in a filter has no escape for ' % _
+        if run.data.tags.get("scratch", "").startswith(f"{parent}/")  # MLflow's LIKE cannot escape ' % _
     ]
     for run in unfinished:
         if run.info.status == "RUNNING" and not is_active(Path(run.data.tags["scratch"].split(":", 1)[1])):
@@ -167,7 +180,7 @@ def _unfinished_run(client: MlflowClient, location: str, is_active: Callable[[Pa
 
 
 def create_run(client: MlflowClient, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
-    """A new run's id; `start_time` is in milliseconds since 1970, now by default."""
+    """Create a run and return its id; `start_time` is in milliseconds since 1970, by default now."""
     run = client.create_run(experiment_id(client), run_name=name, tags=tags, start_time=start_time)
     return str(run.info.run_id)
 
@@ -179,7 +192,7 @@ def experiment_id(client: MlflowClient) -> str:
 
 
 def create_search_run(root: Path, name: str, values: dict[str, Any]) -> str:
-    """The id of a new run that the trials of a search are nested under."""
+    """Create the parent run of a search's trials and return its id."""
     client = connect(root)
     run = Run(client, create_run(client, name, provenance.provenance_tags(root)))
     run.log_params(values)
@@ -187,7 +200,7 @@ def create_search_run(root: Path, name: str, values: dict[str, Any]) -> str:
 
 
 def create_trial_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -> Run:
-    """A new run that MLflow shows below `parent`; `end` ends it."""
+    """Create a run that MLflow shows below `parent`; the caller ends it with `Run.end`."""
     client = connect(root)
     run = Run(client, create_run(client, name, provenance.provenance_tags(root) | {"mlflow.parentRunId": parent}))
     run.set_tags(tags)
@@ -195,8 +208,12 @@ def create_trial_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -
 
 
 def end_run(root: Path, run_id: str, status: str, *, only_from: Collection[str] = ()) -> None:
-    """Set the status FINISHED, FAILED, KILLED or RUNNING of a run, unless it was deleted from this database or has a
-    status that is not among `only_from`, if there are any."""
+    """Set the status of a run; a run that is not in the database is reported and skipped.
+
+    Args:
+        status: FINISHED, FAILED, KILLED or RUNNING.
+        only_from: change the status only if it is one of these; by default always.
+    """
     client = connect(root)
     try:
         if only_from and client.get_run(run_id).info.status not in only_from:
@@ -209,26 +226,23 @@ def end_run(root: Path, run_id: str, status: str, *, only_from: Collection[str] 
         print(f"MLflow has no run {run_id} of this search: {error}")
 
 
-LOCK_SECONDS = 600.0
-
-
 @contextmanager
 def registry_lock(client: MlflowClient, root: Path) -> Iterator[None]:
-    """Let one process at a time register or move the alias.
+    """Let one process at a time register a version or change the champion.
 
-    The lock lies beside a local database, and so holds for every folder that uses it. With a server it holds for this
-    project's folder alone: elsewhere the last to write has the alias, each writer reads again what it wrote, and
-    all changes are in the history.
+    The lock file of a local database is next to the database, so it covers every project folder that uses it. With a
+    server, the lock covers this project folder only. Between folders the last writer gets the alias. Each writer
+    checks the alias after its change, and the history keeps all changes.
 
     Raises:
-        UserError: if another process keeps the lock for LOCK_SECONDS.
+        UserError: if another process holds the lock for LOCK_SECONDS.
     """
-    address = urlsplit(client.tracking_uri)
+    uri = urlsplit(client.tracking_uri)
     home = Path(os.environ.get("DVC_ROOT", root)).resolve()
-    database = Path(address.path[1:]) if address.scheme == "sqlite" else home / "mlflow.db"
+    database = Path(uri.path[1:]) if uri.scheme == "sqlite" else home / "mlflow.db"
     path = Path(f"{database}.lock")
     try:
         with FileLock(path, timeout=LOCK_SECONDS):
             yield
     except Timeout:
-        raise UserError(f"{path}: another process has been registering for {LOCK_SECONDS:.0f} s; end it") from None
+        raise UserError(f"{path}: another process has held the lock for {LOCK_SECONDS:.0f} s; end it") from None

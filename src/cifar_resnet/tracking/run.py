@@ -1,4 +1,4 @@
-"""A run in MLflow: what is written to it, and what is kept while MLflow does not answer."""
+"""A run in MLflow. Writes are queued while MLflow is not reachable."""
 
 import logging
 import time
@@ -21,38 +21,38 @@ from cifar_resnet.params.file import flatten
 from cifar_resnet.progress import progress_bar
 from cifar_resnet.training.history import EpochRecord, StepRecord
 
-PER_EPOCH = "train_loss"
-NOTE, TRAINED, RECIPE = "mlflow.note.content", "trained", "recipe"  # tags
-EVALUATED = "evaluation"  # folder of artifacts
-SAMPLE_SECONDS = 10.0  # between two looks at the machine
-PATIENCE = 50  # after an attempt that failed, training goes on for so many times what that took: it costs 2 %
+EPOCH_METRIC = "train_loss"  # its steps are the logged epochs
+NOTE_TAG, SUMMARY_TAG, REPRODUCE_TAG = "mlflow.note.content", "trained", "recipe"
+EVALUATION_ARTIFACTS = "evaluation"  # artifact folder
+SAMPLE_SECONDS = 10.0  # between two samples of the system metrics
+RETRY_FACTOR = 50  # wait this many times the duration of a failed attempt; retries then cost at most 2 % of the time
 
 
 class Run:
-    """A run, written to by its id; nothing is kept in global state.
+    """An MLflow run, addressed by its id, without global state.
 
-    While MLflow cannot be used, what is written waits here, in order, until it can be used again.
+    While MLflow is not reachable, writes wait in `pending`, in order, until it is reachable again.
     """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.id = run_id
-        before = client.get_run(run_id).data
-        self.known, self.params_before = dict(before.tags), set(before.params)
-        self.steps = {metric.step for metric in client.get_metric_history(run_id, PER_EPOCH)}
+        stored = client.get_run(run_id).data
+        self.tags, self.logged_params = dict(stored.tags), set(stored.params)
+        self.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, EPOCH_METRIC)}
         self.pending: list[tuple[str, dict[str, Any]]] = []
-        self.try_again_at = 0.0
+        self.retry_at = 0.0
         self.monitor: SystemMetricsMonitor | None = None
         self.sampled_at = 0.0
 
     def log_params(self, values: dict[str, dict[str, Any]]) -> None:
-        """Log params.yaml's sections flat, but for what the run has already."""
-        new = {key: value for key, value in flatten(values).items() if key not in self.params_before}
+        """Log sections of params.yaml under flat keys; keys that the run already has stay unchanged."""
+        new = {key: value for key, value in flatten(values).items() if key not in self.logged_params}
         self._write("log_batch", params=[Param(key, str(value)) for key, value in new.items()])
 
     def log_epoch(self, values: dict[str, float], epoch: int) -> None:
-        """Log an epoch's metrics, unless the run has them from before an interruption."""
-        if epoch not in self.steps:
+        """Log an epoch's metrics, unless the run already has them from before an interruption."""
+        if epoch not in self.logged_epochs:
             self.log_metrics(values | self._system_metrics(), step=epoch)
 
     def log_metrics(self, values: dict[str, float], step: int = 0) -> None:
@@ -67,98 +67,102 @@ class Run:
 
     def log_input(self, name: str, digest: str, address: str) -> None:
         data = mlflow.data.meta_dataset.MetaDataset(HTTPDatasetSource(address), name=name, digest=digest)
-        used_for = InputTag("mlflow.data.context", "training")
-        self._write("log_inputs", datasets=[DatasetInput(data._to_mlflow_entity(), [used_for])])
+        context = InputTag("mlflow.data.context", "training")
+        self._write("log_inputs", datasets=[DatasetInput(data._to_mlflow_entity(), [context])])
 
-    def log_training_summary(self, history: list[EpochRecord], recipe: str) -> None:
-        """Best and final values of the hold-out as metrics of their own, and what a person reads first."""
-        accuracies = {each.epoch: each.validation_accuracy for each in history if each.validation_accuracy is not None}
-        said = f"{len(history)} epochs in {sum(each.seconds for each in history) / 60:.1f} min."
+    def log_training_summary(self, history: list[EpochRecord], reproduce: str) -> None:
+        """Log the best and final validation accuracy as metrics, and a summary as the run's description.
+
+        Args:
+            reproduce: Markdown with the commands that repeat the training.
+        """
+        accuracies = {
+            record.epoch: record.validation_accuracy for record in history if record.validation_accuracy is not None
+        }
+        summary = f"{len(history)} epochs in {sum(record.seconds for record in history) / 60:.1f} min."
         if accuracies:
             best, final = max(accuracies, key=accuracies.__getitem__), accuracies[max(accuracies)]
-            found = {"best_epoch": best, "best_validation_accuracy": accuracies[best]}
-            self.log_metrics(found | {"final_validation_accuracy": final})
-            said += f" Hold-out: {final:.2%} right at the end, {accuracies[best]:.2%} after epoch {best}."
-        self.known |= {RECIPE: recipe, TRAINED: said}
-        self.set_tags({RECIPE: recipe, TRAINED: said, NOTE: self._note()})
+            metrics = {"best_epoch": best, "best_validation_accuracy": accuracies[best]}
+            self.log_metrics(metrics | {"final_validation_accuracy": final})
+            summary += f" Validation accuracy: {final:.2%} (final), {accuracies[best]:.2%} (best, epoch {best})."
+        self.tags |= {REPRODUCE_TAG: reproduce, SUMMARY_TAG: summary}
+        self.set_tags({REPRODUCE_TAG: reproduce, SUMMARY_TAG: summary, NOTE_TAG: self._description()})
 
     def log_evaluation(self, folder: Path) -> None:
-        """What evaluate wrote into `folder`: its numbers as test_ metrics, its figures, and the result in words."""
-        found = read_json(folder / "metrics.json")
+        """Log the output of the evaluate stage: its numbers as test_ metrics, its figures, and a description."""
+        metrics = read_json(folder / "metrics.json")
         self.log_metrics(prefixed_test_metrics(folder))
         for figure in sorted(folder.rglob("*.png")):
-            self.log_artifact(figure, EVALUATED)
-        self.set_tags({NOTE: self._note(
-            f"**{found['accuracy']:.2%}** of the test images right, {found['accuracy_tta']:.2%} with test-time "
-            f"augmentation; {found['parameters']:,} parameters."
-        )})  # fmt: skip
+            self.log_artifact(figure, EVALUATION_ARTIFACTS)
+        result = (
+            f"**{metrics['accuracy']:.2%}** accuracy on the test set, {metrics['accuracy_tta']:.2%} with test-time "
+            f"augmentation; {metrics['parameters']:,} parameters."
+        )
+        self.set_tags({NOTE_TAG: self._description(result)})
 
     def enable_system_metrics(self) -> None:
-        """From now on, log how busy processors, memory, disk, network and GPUs are, averaged over an epoch."""
-        logging.getLogger(SystemMetricsMonitor.__module__).setLevel(
-            logging.WARNING
-        )  # it tells of GPUs that are not there
+        """Log the load of CPU, memory, disk, network and GPU with every epoch, averaged over the epoch."""
+        logger = logging.getLogger(SystemMetricsMonitor.__module__)
+        logger.setLevel(logging.WARNING)  # at INFO it reports every missing GPU
         self.monitor = SystemMetricsMonitor(self.id, tracking_uri=self.client.tracking_uri)
-        self.sample_system_metrics()  # the load of a processor is measured from one look to the next
+        self.sample_system_metrics()  # CPU load is measured from one sample to the next
         self._system_metrics()
 
     def sample_system_metrics(self) -> None:
-        """Look at the machine, if it is time."""
+        """Sample the load if SAMPLE_SECONDS have passed since the last sample."""
         if self.monitor and time.monotonic() - self.sampled_at >= SAMPLE_SECONDS:
             self.monitor.collect_metrics()
             self.sampled_at = time.monotonic()
 
     def end(self, status: str | None = None, end_time: int | None = None) -> None:
-        """Set the status, deliver what waits, and say so if something cannot be.
+        """Set the status and send the pending writes; print a message if some cannot be sent.
 
         Args:
             end_time: in milliseconds since 1970, now by default.
         """
         if status:
             self.pending.append(("set_terminated", {"status": status, "end_time": end_time}))
-        self._deliver()
+        self._send_pending()
         if self.pending and status in {None, "FINISHED"}:
-            print(f"MLflow lacks the end of run {self.id}: once it is back, `make mlflow-rebuild` delivers it")
+            print(f"MLflow run {self.id} is incomplete; `make mlflow-backfill` completes it once MLflow is reachable")
 
-    def _note(self, *first: str) -> str:
-        return "\n\n".join([*first, *(self.known[key] for key in (TRAINED, RECIPE) if key in self.known)])
+    def _description(self, *first: str) -> str:
+        return "\n\n".join([*first, *(self.tags[key] for key in (SUMMARY_TAG, REPRODUCE_TAG) if key in self.tags)])
 
     def _system_metrics(self) -> dict[str, float]:
         if self.monitor is None:
             return {}
-        found = {f"system/{name}": value for name, value in self.monitor.aggregate_metrics().items()}
-        for each in self.monitor.monitors:
-            each.clear_metrics()
-        return found
+        metrics = {f"system/{name}": value for name, value in self.monitor.aggregate_metrics().items()}
+        for monitor in self.monitor.monitors:
+            monitor.clear_metrics()
+        return metrics
 
     def _write(self, method: str, **values: Any) -> None:
         self.pending.append((method, values))
-        if time.monotonic() >= self.try_again_at:
-            self._deliver()
+        if time.monotonic() >= self.retry_at:
+            self._send_pending()
 
-    def _deliver(self) -> None:
-        began = time.monotonic()
+    def _send_pending(self) -> None:
+        start = time.monotonic()
         try:
             while self.pending:
                 method, values = self.pending[0]
                 getattr(self.client, method)(self.id, **values)
                 del self.pending[0]
-            self.try_again_at = 0.0
+            self.retry_at = 0.0
         except (MlflowException, OSError) as error:
-            if not self.try_again_at:
-                print(
-                    f"{connection_error(self.client.tracking_uri, error)}: the work goes on, what is to be logged is kept"
-                )
+            if not self.retry_at:
+                print(f"{connection_error(self.client.tracking_uri, error)}; continuing, metrics are logged later")
             now = time.monotonic()
-            self.try_again_at = now + PATIENCE * (now - began)
+            self.retry_at = now + RETRY_FACTOR * (now - start)
 
 
 class NullRun(Run):
-    """Where nothing is tracked: an id by which a rebuild can know the run later, and nothing else."""
+    """A run that logs nothing. It only has an id, under which a later backfill can add the run."""
 
     def __init__(self, run_id: str | None = None) -> None:
         self.id = run_id or uuid.uuid4().hex
-        self.known, self.params_before, self.steps, self.monitor = {}, set(), set(), None
+        self.tags, self.logged_params, self.logged_epochs, self.monitor = {}, set(), set(), None
 
     def enable_system_metrics(self) -> None:
         pass
@@ -171,24 +175,28 @@ class NullRun(Run):
 
 
 def prefixed_test_metrics(folder: Path) -> dict[str, float]:
-    """The numbers that evaluate wrote into `folder`, under the names that they have in MLflow."""
+    """The numbers in the metrics.json of `folder`, under their MLflow names; empty without the file."""
     path = folder / "metrics.json"
-    found = read_json(path) if path.exists() else {}
-    return {f"test_{name}": value for name, value in found.items() if isinstance(value, int | float)}
+    metrics = read_json(path) if path.exists() else {}
+    return {f"test_{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def connection_error(uri: str, error: Exception) -> str:
-    """What is wrong, in a line without the password that an address may hold."""
-    address = urlsplit(uri)
-    shown = address._replace(netloc=address.hostname or "").geturl()
-    said = " ".join(str(error).replace(address.netloc or uri, address.hostname or uri).split())[:200]
-    return f"MLflow at {shown} cannot be used ({said})"
+    """The error as one line, without a password that the URI may contain."""
+    parts = urlsplit(uri)
+    safe_uri = parts._replace(netloc=parts.hostname or "").geturl()
+    reason = " ".join(str(error).replace(parts.netloc or uri, parts.hostname or uri).split())[:200]
+    return f"MLflow at {safe_uri} cannot be used ({reason})"
 
 
 def follow_training(
     records: Iterable[StepRecord | EpochRecord], history: list[EpochRecord], epochs: int, run: Run
 ) -> None:
-    """Show the training's progress and log its epochs to the run, first those from before an interruption."""
+    """Show the progress of a training and log its epochs.
+
+    Args:
+        history: epochs from before an interruption; they are logged first.
+    """
     for finished in history:
         run.log_epoch(finished.metrics(), finished.epoch)
     with progress_bar("train", epochs) as bar:

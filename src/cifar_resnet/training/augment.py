@@ -1,4 +1,4 @@
-"""Per-image augmentation of a batch: uint8 (N, 3, H, W) in, uint8 out, all randomness from an explicit generator."""
+"""Per-image augmentation of a batch, uint8 (N, 3, H, W) to uint8; all randomness comes from an explicit generator."""
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +14,29 @@ def flip_left_right(images: Tensor, mask: Tensor) -> Tensor:
 
 
 def crop(padded: Tensor, size: int, generator: Generator) -> Tensor:
-    """Cut a square of `size` pixels out of every image, each at its own random position.
+    """Cut a square of `size` pixels per side out of each image, at a random position.
 
     Args:
         padded: (N, C, S, S) with S >= size, from `reflect_pad`.
     """
-    room = padded.shape[-1] - size + 1
-    if room == 1:
+    num_positions = padded.shape[-1] - size + 1
+    if num_positions == 1:
         return padded
-    shifts = torch.randint(room, (2, len(padded)), generator=generator)
+    shifts = torch.randint(num_positions, (2, len(padded)), generator=generator)
     window = torch.arange(size)
     rows = (shifts[0, :, None] + window)[:, :, None]
     columns = (shifts[1, :, None] + window)[:, None, :]
-    picked: Tensor = padded.permute(0, 2, 3, 1)[torch.arange(len(padded))[:, None, None], rows, columns]
-    return picked.permute(0, 3, 1, 2)
+    cropped: Tensor = padded.permute(0, 2, 3, 1)[torch.arange(len(padded))[:, None, None], rows, columns]
+    return cropped.permute(0, 3, 1, 2)
 
 
 def cutout(images: Tensor, side: int, fill: Tensor, generator: Generator) -> Tensor:
-    """Erase a random square of every image (DeVries and Taylor, 2017), wholly inside it.
+    """Erase a random square of each image; all of the square lies inside the image.
+
+    Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017.
 
     Args:
+        side: of the square, in pixels; 0 erases nothing.
         fill: uint8 (3,), the colour of the square.
     """
     if side == 0:
@@ -46,7 +49,7 @@ def cutout(images: Tensor, side: int, fill: Tensor, generator: Generator) -> Ten
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Antialiased bilinear resizing to `size` pixels a side."""
+    """Antialiased bilinear resizing to `size` pixels per side."""
     if images.shape[-1] == size:
         return images
     return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
@@ -58,15 +61,15 @@ def trivial_augment(images: Tensor, probability: float, generator: Generator) ->
     Source: Müller and Hutter, "TrivialAugment: Tuning-free Yet State-of-the-Art Data Augmentation", 2021.
 
     Args:
-        images: uint8 (N, 3, H, W).
-        probability: 0 to 1, for each image.
+        images: uint8 (N, 3, H, W), left unchanged.
+        probability: 0 to 1, of each image to be changed.
     """
     if probability == 0:
         return images
     images = images.clone()
     mask = torch.rand(len(images), generator=generator) < probability
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+    with torch.random.fork_rng(devices=[]):  # torchvision uses torch's global generator
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        for row in mask.nonzero().flatten():
-            images[row] = TRIVIAL_AUGMENT(images[row])
+        for index in mask.nonzero().flatten():
+            images[index] = TRIVIAL_AUGMENT(images[index])
     return images

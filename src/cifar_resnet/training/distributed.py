@@ -1,4 +1,4 @@
-"""One process or several: torch.distributed behind a World whose methods do nothing at size 1."""
+"""Training in one or several processes: a World wraps torch.distributed; its methods do nothing at size 1."""
 
 import logging
 import os
@@ -19,12 +19,12 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cifar_resnet.errors import UserError
 
-TIMEOUT = timedelta(seconds=50)  # after which a process that answers no more counts as lost
+TIMEOUT = timedelta(seconds=50)  # after which a process that does not respond counts as lost
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together; `rank` 0 leads: it alone writes and logs."""
+    """The processes that train together; only the main process, rank 0, writes files and logs."""
 
     rank: int = 0
     size: int = 1
@@ -42,37 +42,37 @@ class World:
         """Replace float32 tensors by their mean over all processes, in one message."""
         if self.size == 1:
             return
-        message = torch.cat([tensor.flatten() for tensor in tensors])
+        buffer = torch.cat([tensor.flatten() for tensor in tensors])
         with _catch_lost_process():
-            dist.all_reduce(message)
-        message /= self.size
-        for tensor, mean in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
+            dist.all_reduce(buffer)
+        buffer /= self.size
+        for tensor, mean in zip(tensors, buffer.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
     def any_process(self, flag: bool) -> bool:
-        """Whether the flag is set anywhere; all processes get the same answer."""
+        """Whether the flag is set in any process; the result is the same in all."""
         if self.size == 1:
             return flag
-        message = torch.tensor(float(flag), device=self.device)
+        any_flag = torch.tensor(float(flag), device=self.device)
         with _catch_lost_process():
-            dist.all_reduce(message, dist.ReduceOp.MAX)
-        return bool(message)
+            dist.all_reduce(any_flag, dist.ReduceOp.MAX)
+        return bool(any_flag)
 
     def broadcast(self, value: Any) -> Any:
-        """The leader's value, in every process."""
+        """The main process's value, in every process."""
         if self.size == 1:
             return value
-        message = [value]
+        values = [value]
         with _catch_lost_process():
-            dist.broadcast_object_list(message, device=self.device)
-        return message[0]
+            dist.broadcast_object_list(values, device=self.device)
+        return values[0]
 
 
 @contextmanager
 def join_world(target: torch.device) -> Iterator[World]:
-    """The world that torchrun started this process in, or a world of one."""
+    """Yield the world that this process belongs to under torchrun, otherwise a world of one."""
     if not is_worker():
-        yield World()
+        yield World(device=target)
         return
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
@@ -87,10 +87,10 @@ def join_world(target: torch.device) -> Iterator[World]:
 
 
 def launch_workers(processes: int) -> None:
-    """Run this script again in as many workers, under torchrun's agent on this machine.
+    """Run this script again in `processes` workers on this machine, under torchrun's agent.
 
     Raises:
-        UserError: if a worker fails; the others are stopped then.
+        UserError: if a worker fails; all other workers are stopped.
     """
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="127.0.0.1:0",
@@ -101,9 +101,9 @@ def launch_workers(processes: int) -> None:
         elastic_launch(config, sys.executable)(*sys.argv)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        how = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed, see above"
+        reason = f"was killed by signal {-failure.exitcode}" if failure.exitcode < 0 else "failed, see above"
         raise UserError(
-            f"worker {rank} of {processes} {how}; run the same command again: it goes on from the last saved state"
+            f"worker {rank} of {processes} {reason}; run the same command again to continue from the last saved state"
         ) from None
     except SignalException:
         raise KeyboardInterrupt from None
@@ -115,9 +115,9 @@ def is_worker() -> bool:
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch normalisation over the batches of all processes, as if they were one; its scale stays 1.
+    """Batch normalization over the global batch, with statistics in float32; its scale stays 1.
 
-    nn.SyncBatchNorm does the same on GPUs only. Its statistics are those of float32 inputs.
+    nn.SyncBatchNorm does the same, but only on GPUs.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,7 +136,10 @@ class SyncBatchNorm(nn.BatchNorm2d):
 
 
 class _SyncNormalize(torch.autograd.Function):
-    """Ioffe and Szegedy, "Batch Normalization", 2015, section 3; the two means of each pass cross the processes."""
+    """Normalize a batch by the mean and variance of the global batch.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", 2015, section 3. Each pass exchanges two means per channel.
+    """
 
     @staticmethod
     def forward(context: Any, x: Tensor, bias: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,25 +158,26 @@ class _SyncNormalize(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, None]:
         x, mean, scale = context.saved_tensors
-        normalised = (x.float() - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
-        slope = gradient.float()
-        sums = torch.stack([slope.sum((0, 2, 3)), (slope * normalised).sum((0, 2, 3))])
-        bias = sums[0].clone()
+        normalized = (x.float() - mean.view(1, -1, 1, 1)) * scale.view(1, -1, 1, 1)
+        gradient = gradient.float()
+        sums = torch.stack([gradient.sum((0, 2, 3)), (gradient * normalized).sum((0, 2, 3))])
+        bias_gradient = sums[0].clone()
         with _catch_lost_process():
             dist.all_reduce(sums)
         means = sums / (x.numel() / x.shape[1] * dist.get_world_size())
-        first, second = means.view(2, 1, -1, 1, 1)
-        return ((slope - first - normalised * second) * scale.view(1, -1, 1, 1)).to(x.dtype), bias, None
+        mean_gradient, mean_product = means.view(2, 1, -1, 1, 1)
+        x_gradient = (gradient - mean_gradient - normalized * mean_product) * scale.view(1, -1, 1, 1)
+        return x_gradient.to(x.dtype), bias_gradient, None
 
 
 def convert_sync_batch_norm(model: nn.Module, world: World) -> None:
-    """Let every batch normalisation of the model see the whole batch."""
+    """Replace each batch normalization of the model by one over the global batch; no change in a world of one."""
     for name, child in model.named_children():
         if world.size > 1 and isinstance(child, nn.BatchNorm2d):
-            shared = SyncBatchNorm(child.num_features)
-            shared.load_state_dict(child.state_dict())
-            shared.weight.requires_grad_(child.weight.requires_grad)
-            setattr(model, name, shared)
+            synchronized = SyncBatchNorm(child.num_features)
+            synchronized.load_state_dict(child.state_dict())
+            synchronized.weight.requires_grad_(child.weight.requires_grad)
+            setattr(model, name, synchronized)
         else:
             convert_sync_batch_norm(child, world)
 
@@ -183,8 +187,8 @@ def _catch_lost_process() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        said = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"another process of this training is lost ({said}); run the same command again: it goes on from the last "
-            "saved state"
+            f"another process of this training is lost ({reason}); run the same command again to continue from the "
+            "last saved state"
         ) from None

@@ -1,4 +1,4 @@
-"""What one step and one epoch measured, and the table of all epochs."""
+"""Metrics of a training step and of an epoch, and history.csv, the table of all epochs."""
 
 import csv
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from cifar_resnet.files import atomic_write
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step that is done; `epoch` and `step` count from 1, `loss` is that of its batch."""
+    """A finished step: `epoch` and `step` count from 1, `steps` is their number per epoch, `loss` is the batch's."""
 
     epoch: int
     step: int
@@ -18,7 +18,7 @@ class StepRecord:
     loss: float
 
     def line(self, epochs: int) -> str:
-        """For a person who watches."""
+        """A line for the terminal; `epochs` is the number of all epochs."""
         return f"epoch {self.epoch}/{epochs}  loss {self.loss:.3f}"
 
 
@@ -26,8 +26,8 @@ class StepRecord:
 class EpochRecord:
     """One row of history.csv.
 
-    Losses are mean cross-entropies (nats): of training on augmented batches with label smoothing, of validation
-    without. Accuracies are shares. Without a hold-out the validation columns are empty.
+    Losses are mean cross-entropies in nats. The training loss includes augmentation and label smoothing, the validation
+    loss neither. Accuracies are 0 to 1. Without a hold-out, the validation columns are empty.
     """
 
     epoch: int
@@ -40,7 +40,7 @@ class EpochRecord:
     images_per_second: float
 
     def line(self, epochs: int) -> str:
-        """For a person who watches."""
+        """A line for the terminal; `epochs` is the number of all epochs."""
         held_out = "none" if self.validation_accuracy is None else f"{self.validation_accuracy:.2%}"
         return (
             f"epoch {self.epoch:>{len(str(epochs))}}/{epochs}  train loss {self.train_loss:.3f}  "
@@ -48,7 +48,7 @@ class EpochRecord:
         )
 
     def metrics(self) -> dict[str, float]:
-        """The columns that hold a number, but for the epoch."""
+        """All columns with a value, except the epoch."""
         return {name: value for name, value in asdict(self).items() if name != "epoch" and value is not None}
 
 

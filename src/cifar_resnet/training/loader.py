@@ -13,12 +13,12 @@ from cifar_resnet.training.distributed import World
 
 
 class BatchLoader:
-    """All batches of an epoch, from images that are kept in memory once, padded.
+    """Batches of all epochs, from one padded copy of the images in memory.
 
     Args:
         images: the training images.
         params: batch size, augmentation, resolution and seed.
-        world: the processes that train; each yields its own rows of every batch.
+        world: the processes that train; each yields its own rows of each batch.
     """
 
     def __init__(self, images: Images, params: TrainParams, world: World) -> None:
@@ -31,7 +31,7 @@ class BatchLoader:
         self.mean_color = (pixels.sum(dim=(0, 2, 3)) / pixels[:, 0].numel()).round().to(torch.uint8)
 
     def __len__(self) -> int:
-        """Steps in an epoch; images that do not fill a last batch are skipped, other ones in every epoch."""
+        """Steps per epoch. Images that do not fill a last batch are skipped; they differ from epoch to epoch."""
         return len(self.labels) // self.batch_size
 
     def resolution(self, epoch: int) -> int:
@@ -52,8 +52,11 @@ class BatchLoader:
             yield images, self.world.shard(self.labels[rows])
 
     def flip_mask(self, epoch: int, generator: Generator) -> Tensor:
-        """Which images to flip, bool (N,). Alternating: random in the first epoch, then the opposite in every further
-        epoch, so that two epochs show both versions of each image (K. Jordan, 2024, section 3.6)."""
+        """Which images to flip, bool (N,).
+
+        Alternating: random in the first epoch, then the opposite of the epoch before, so that two epochs show both
+        versions of each image (K. Jordan, 2024, section 3.6).
+        """
         if self.params.flip == "none":
             return torch.zeros(len(self.labels), dtype=torch.bool)
         if self.params.flip == "alternating":

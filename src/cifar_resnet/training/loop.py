@@ -28,7 +28,7 @@ WHITENING_IMAGES = 5_000
 class TrainState:
     """Everything that changes during training: the model, its moving average, the optimizers, and the progress.
 
-    `step_metrics` holds (loss, accuracy) of each step of the current epoch, `seconds` the time they took.
+    `step_metrics` holds (loss, accuracy) of each step of the current epoch, `seconds` the duration of these steps.
     """
 
     def __init__(self, model: ResNet, params: TrainParams) -> None:
@@ -47,7 +47,7 @@ class TrainState:
         return model
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is needed to continue bit for bit; image order and augmentation follow from the epoch."""
+        """All that is needed to continue bit for bit; the epoch determines image order and augmentation."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -68,11 +68,9 @@ def init_train_state(
     params: TrainParams,
     training: Images,
     statistics: dict[str, Any],
-    *,
-    target: torch.device,
     world: World,
 ) -> TrainState:
-    """An untrained network on the device `target`; only its whitening filters are computed from the images.
+    """The state of an untrained network on the device of `world`; the images determine its whitening filters.
 
     Args:
         statistics: the content of statistics.json.
@@ -82,16 +80,16 @@ def init_train_state(
     resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
     if params.sync_batch_norm:
         convert_sync_batch_norm(model, world)
-    return TrainState(model.to(target), params)
+    return TrainState(model.to(world.device), params)
 
 
 def fit(
     state: TrainState, loader: BatchLoader, validation: Images, *, params: TrainParams, precision: torch.dtype
 ) -> Iterator[StepRecord | EpochRecord]:
-    """Train from where `state` stands to `params.epochs`; at every yield the state can be saved.
+    """Train from `state` to the end of epoch `params.epochs`; at each yield the state can be saved.
 
     Raises:
-        UserError: if a loss is not finite; names epoch and step.
+        UserError: if a loss is not finite; the message names epoch and step.
     """
     for epoch in range(state.epochs_done, params.epochs):
         start = time.perf_counter()
@@ -123,7 +121,7 @@ def schedule_learning_rate(state: TrainState, loader: BatchLoader, params: Train
 def train_step(
     state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
 ) -> tuple[float, float]:
-    """One update; returns (loss, accuracy) of the whole batch, measured at the perturbed weights if `sam_rho` > 0."""
+    """One update; returns (loss, accuracy) of the global batch, measured at the perturbed weights if `sam_rho` > 0."""
     target = state.model.mean.device
     images, labels = images.to(target, non_blocking=True), labels.to(target, non_blocking=True)
     if params.sam_rho:
@@ -141,7 +139,7 @@ def train_step(
 def backward(
     state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
 ) -> Tensor:
-    """Compute the gradients of the whole batch in every process; returns its (loss, accuracy)."""
+    """Compute the gradients of the global batch in every process; returns its (loss, accuracy)."""
     state.model.train()
     with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
         logits = state.model(images)
@@ -157,7 +155,7 @@ def backward(
 def end_epoch(
     state: TrainState, loader: BatchLoader, validation: Images, params: TrainParams, precision: torch.dtype
 ) -> EpochRecord:
-    """Validate, and count the epoch as finished."""
+    """Validate and finish the epoch: the state then stands before the first step of the next one."""
     losses, accuracies = (torch.tensor(column) for column in zip(*state.step_metrics, strict=True))
     validation_loss, validation_accuracy = validate(state.ema_model, validation, params.batch_size, precision)
     record = EpochRecord(

@@ -1,4 +1,4 @@
-"""Parameter groups, the optimizers, the learning rate as a pure function of the step, and perturbed weights."""
+"""The optimizers, the learning rate as a pure function of the step, and the weight perturbation of SAM."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,18 +12,21 @@ from cifar_resnet.params.sections import TrainParams
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Share of the peak learning rate at `step` (0-based): a linear rise over `warmup_steps`, then linear to zero."""
+    """Learning rate at `step` (0-based), 0 to 1 of its peak: a linear rise over `warmup_steps`, then linear to zero."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return (steps - step) / (steps - warmup_steps)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on convolution filters, each seen as a matrix (filters, weights of a filter) that shares its memory.
+    """Muon on convolution filters, each viewed as a matrix (filters, weights of a filter).
 
-    Every matrix keeps the norm sqrt(filters), so the learning rate is a relative one. Unlike torch.optim.Muon it takes
-    filters and orthogonalizes in `precision`: bfloat16, which that always takes, costs half a step on a CPU without it.
+    Each matrix keeps the norm sqrt(filters), so the learning rate is relative to the weights. torch.optim.Muon takes
+    only matrices and always orthogonalizes in bfloat16; on a CPU without it, that takes half of a training step.
     Source: K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+
+    Args:
+        precision: dtype of the orthogonalization.
     """
 
     def __init__(self, filters: list[nn.Parameter], *, lr: float, momentum: float, precision: torch.dtype) -> None:
@@ -45,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, precision: torch.dtype) -> Tensor:
-    """Near the closest (half-)orthogonal matrix, by three Newton-Schulz steps with the coefficients of K. Jordan."""
+    """Approximate the nearest (semi-)orthogonal matrix by three Newton-Schulz steps with K. Jordan's coefficients."""
     tall = len(matrix) > matrix.shape[1]
     x = (matrix.T if tall else matrix).to(precision)
     x = x / x.norm().clamp(min=1e-7)
@@ -56,6 +59,7 @@ def orthogonalize(matrix: Tensor, precision: torch.dtype) -> Tensor:
 
 
 def normalize(matrix: Tensor) -> None:
+    """Scale the matrix in place to the norm sqrt(rows)."""
     matrix.mul_(len(matrix) ** 0.5 / matrix.norm())
 
 
@@ -65,35 +69,36 @@ def as_matrix(filters: Tensor) -> Tensor:
 
 
 def build_optimizers(model: nn.Module, params: TrainParams) -> list[torch.optim.Optimizer]:
-    """The optimizers, each parameter group with its `peak_lr`. Parameters that are not trained belong to none."""
+    """The optimizers; each parameter group has a `peak_lr`. Frozen parameters are in no group."""
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     filters = [p for _, p in trained if p.ndim == 4]
     heads = [p for name, p in trained if name.startswith("head.")]
     biases = [p for name, p in trained if p.ndim == 1 and not name.startswith("head.")]
 
-    def group(parameters: list[nn.Parameter], lr: float) -> dict[str, Any]:
+    def make_group(parameters: list[nn.Parameter], lr: float) -> dict[str, Any]:
         return {"params": parameters, "lr": lr, "weight_decay": params.weight_decay / lr}
 
-    groups = [group(biases, params.bias_lr), group(heads, params.head_lr)]
+    groups = [make_group(biases, params.bias_lr), make_group(heads, params.head_lr)]
     optimizers: list[torch.optim.Optimizer] = []
     if params.optimizer == "muon":
         precision, _ = device.select_dtype(params.precision, filters[0].device)
         optimizers.append(Muon(filters, lr=params.filter_lr, momentum=params.filter_momentum, precision=precision))
     else:
-        groups.append(group(filters, params.filter_lr) | {"momentum": params.filter_momentum})
+        groups.append(make_group(filters, params.filter_lr) | {"momentum": params.filter_momentum})
     optimizers.append(torch.optim.SGD(groups, momentum=params.momentum, nesterov=True, fused=True))
     for optimizer in optimizers:
-        for parameters in optimizer.param_groups:
-            parameters["peak_lr"] = parameters["lr"]
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
     return optimizers
 
 
 def filter_learning_rate(optimizers: list[torch.optim.Optimizer]) -> float:
-    """The convolution filters' at present; theirs is the first optimizer's last group."""
+    """The present learning rate of the convolution filters, the last group of the first optimizer."""
     return float(optimizers[0].param_groups[-1]["lr"])
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set the learning rate of each group to `factor` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = factor * group["peak_lr"]
@@ -101,10 +106,9 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
 
 @contextmanager
 def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
-    """While the block runs, move each convolution's filters along their gradient, by `rho` times their norm.
+    """Inside the block, each convolution's filters are moved along their gradient by `rho` times their norm.
 
-    Sharpness-aware minimization uses the gradient at that point. Running statistics are restored as well.
-
+    Sharpness-aware minimization (SAM) uses the gradient at that point. Running statistics are restored as well.
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", 2021; there `rho` is
     the radius for all weights together.
     """

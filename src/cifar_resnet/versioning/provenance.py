@@ -1,10 +1,11 @@
-"""Where a run comes from: commit, DVC experiment, what was changed since, and the commands that do it again."""
+"""Provenance of a run: commit, DVC experiment, uncommitted changes, and the commands that reproduce it."""
 
 import json
 import os
 import re
 import shlex
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -13,83 +14,148 @@ from typing import Any
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import Params, flatten, params_summary, raw_sections
 
-TRAINING = ("preprocess.", "model.", "train.")
-WRITTEN = ("dvc.lock", "data/")  # by the pipeline itself
-OWN = ("params.yaml", *WRITTEN)  # told as -S, or written
+TRAINING_SECTIONS = ("preprocess.", "model.", "train.")
+PIPELINE_OUTPUTS = ("dvc.lock", "data/")
 
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """What a training starts from: a short name, tags, and Markdown with the commands that repeat it."""
+    """A training's short name, provenance tags, and Markdown with the commands that reproduce it."""
 
     name: str
     tags: dict[str, str]
     reproduce: str
 
 
+class GitError(Exception):
+    """Git cannot be used, or cannot read what was requested; the message is Git's own, in one line."""
+
+
 def describe_training(root: Path, params: Params) -> TrainingSource:
+    """The provenance of a training in the workspace."""
     tags, text = provenance_tags(root), (root / "params.yaml").read_text(encoding="utf-8")
     name = run_name(root, text) or params_summary(params)
-    return TrainingSource(name, tags, reproduce_command(root, tags.get("git_commit", ""), text))
+    return TrainingSource(name, tags, reproduce_command(root, tags, text))
 
 
 def provenance_tags(root: Path) -> dict[str, str]:
-    """Where the code came from: git commit, whether a file was changed since, DVC's experiment and baseline, and the
-    hash of params.yaml."""
-    others = [f":(exclude){each}" for each in WRITTEN]
+    """Git commit, whether a tracked file differs from it, DVC experiment and baseline, and the hash of params.yaml.
+
+    `git_error` replaces the tags that Git could not provide.
+    """
     tags = {
-        "git_commit": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": str(bool(_git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *others))).lower(),
         "dvc_experiment": os.environ.get("DVC_EXP_NAME", ""),
         "dvc_baseline": os.environ.get("DVC_EXP_BASELINE_REV", ""),
         "params": file_hash(root / "params.yaml") if (root / "params.yaml").exists() else "",
     }
-    tags["mlflow.source.git.commit"] = tags["git_commit"]
+    excluded = [f":(exclude){path}" for path in PIPELINE_OUTPUTS]
+    try:
+        _git(root, "cat-file", "-e", "HEAD:./params.yaml")  # fails if HEAD is of a repository around the project
+        tags["git_commit"] = tags["mlflow.source.git.commit"] = _git(root, "rev-parse", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", *excluded)
+        tags["git_dirty"] = str(bool(changes)).lower()
+    except GitError as error:
+        tags["git_error"] = str(error)
     return {key: value for key, value in tags.items() if value}
 
 
 def params_overrides(root: Path, commit: str, text: str) -> list[str]:
-    """What `text`, a params.yaml, has otherwise than that of `commit`, each as `dvc exp run -S` takes it."""
-    before, after = (flatten(raw_sections(each)) for each in (_git(root, "show", f"{commit}:./params.yaml"), text))
-    return [f"{key}={_shown(value)}" for key, value in after.items() if before and before.get(key, ...) != value]
+    """Differences of `text`, a params.yaml, from the params.yaml of `commit`, as arguments of `dvc exp run -S`.
+
+    Section `search` is skipped: no stage uses it.
+
+    Raises:
+        GitError: if the params of `commit` cannot be read.
+    """
+    before, after = raw_sections(_git(root, "show", f"{commit}:./params.yaml")), raw_sections(text)
+    if not before or not after:
+        raise GitError(f"params.yaml has no sections {'before' if before else f'at {commit}'}")
+    before, after = ({name: keys for name, keys in part.items() if name != "search"} for part in (before, after))
+    old, new = flatten(before), flatten(after)
+    changed = [key for key, value in new.items() if old.get(key, ...) != value]
+    return [
+        *(f"{'' if key in old else '+'}{key}={_to_hydra(new[key])}" for key in changed),
+        *(f"~{key}" for key in old if key not in new),
+    ]
 
 
 def run_name(root: Path, text: str, commit: str = "HEAD") -> str:
-    """What `text`, a params.yaml, changes of the training, in a few words; empty if nothing."""
-    found = params_overrides(root, commit, text)
-    return shorten(", ".join(each for each in found if each.startswith(TRAINING)), 200, placeholder=" ...")
+    """The overrides in `text`, a params.yaml, that affect training, in at most 200 characters.
+
+    Empty if none do, or if the params of `commit` are unknown.
+    """
+    try:
+        overrides = params_overrides(root, commit, text) if commit else []
+    except GitError:
+        return ""
+    training = [override for override in overrides if override.lstrip("+~").startswith(TRAINING_SECTIONS)]
+    return shorten(", ".join(training), 200, placeholder=" ...")
 
 
-def reproduce_command(root: Path, commit: str, text: str, revision: str = "") -> str:
-    """Markdown: the commands that train with `text`, a params.yaml, at `commit` again.
+def reproduce_command(root: Path, provenance: Mapping[str, str], text: str, revision: str = "") -> str:
+    """Markdown with the commands that reproduce a training, or the reason why they are unknown.
 
     Args:
-        revision: where Git keeps the code that ran; by default it is the workspace's.
+        provenance: what `provenance_tags` returned for the training.
+        text: its params.yaml.
+        revision: Git revision of the code that ran; by default the workspace.
     """
+    commit = provenance.get("git_commit", "")
     if not commit:
-        return "No Git commit is known that would reproduce it."
-    changed = params_overrides(root, commit, text)
-    overrides = "".join(f" -S {shlex.quote(change)}" for change in changed)
-    command = f"dvc exp run{overrides}" if changed else "dvc repro"
-    found = _git(root, "diff", "--name-only", "--relative", commit, *filter(None, [revision])).splitlines()
-    other = [name for name in found if not name.startswith(OWN)]
-    more = f"\n\nBesides, these files differ from that commit: {', '.join(other)}." if other else ""
-    return f"To reproduce it:\n\n```\ngit checkout {commit}\n{command}\n```{more}"
+        return f"The Git commit is unknown ({provenance.get('git_error', 'none is recorded')})."
+    try:
+        if not _git(root, "rev-list", "--no-walk", "--ignore-missing", commit):
+            return (
+                f"The training ran at commit {commit}, which is not in this clone. Its params and files are unknown. "
+                f"If the remote has the commit, `git fetch origin {commit}` gets it."
+            )
+        overrides = params_overrides(root, commit, text)
+        changed = _git(root, "diff", "--name-only", "--relative", commit, *filter(None, [revision])).splitlines()
+    except GitError as error:
+        return f"The training ran at commit {commit}. Its params and files are unknown ({error})."
+    options = "".join(f" -S {shlex.quote(override)}" for override in overrides)
+    command = f"dvc exp run{options}" if overrides else "dvc repro"
+    # The options cover params.yaml.
+    other = [name for name in changed if not name.startswith(("params.yaml", *PIPELINE_OUTPUTS))]
+    note = f"\n\nBesides, these files differ from that commit: {', '.join(other)}." if other else ""
+    return f"To reproduce it:\n\n```\ngit checkout {commit}\n{command}\n```{note}"
 
 
 def last_commit_of(root: Path, path: str, revision: str = "") -> str:
-    """The commit that brought `path` as it is at `revision`, by default in the workspace; empty if none did."""
-    if not revision and _git(root, "status", "--porcelain", "--", path):
+    """The last commit that changed `path`, up to `revision` (default: HEAD).
+
+    Empty if Git knows none, or if no revision is given and the workspace has uncommitted changes of `path`.
+    """
+    try:
+        if not revision and _git(root, "status", "--porcelain", "--", path):
+            return ""
+        return _git(root, "rev-list", "--max-count=1", revision or "HEAD", "--", path)
+    except GitError:
         return ""
-    return _git(root, "log", "-1", "--format=%H", revision or "HEAD", "--", path)
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value):
+def _to_hydra(value: Any) -> str:
+    """The value as `dvc exp run -S` reads it: JSON, but simple words without quotes."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_to_hydra, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if re.fullmatch(r"[^\W\d][\w./-]*", value) and value.lower() not in {"true", "false", "null", "nan", "inf"}:
         return value
-    return json.dumps(value, separators=(",", ":"))
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """What git prints.
+
+    Raises:
+        GitError: if git cannot be started or fails.
+    """
+    command = ["git", "-c", "core.quotePath=false", *arguments]
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=False)
+    except OSError as error:
+        raise GitError(f"{error.filename}: {error.strerror}") from None
+    if result.returncode:
+        raise GitError(" ".join(result.stderr.split()) or f"git {arguments[0]} failed, code {result.returncode}")
+    return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""What Git and DVC keep: files of a commit, of a DVC experiment, or of the workspace."""
+"""Revisions (workspace, Git commits, DVC experiments) and their files in Git and in DVC's cache."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ WORKSPACE = "workspace"
 
 @dataclass(frozen=True)
 class Revision:
-    """`name` is for people, `commit` empty for the workspace; `seconds`, since 1970, is when it was made."""
+    """`name` is for messages; `commit` is empty for the workspace; `seconds` is the commit time since 1970."""
 
     name: str
     commit: str
@@ -25,36 +25,36 @@ class Revision:
 
 
 def read_revision_file(root: Path, revision: str, path: str) -> bytes:
-    """A file's bytes, from the workspace or as Git or DVC keep it.
+    """Read a file from the workspace, or from Git or DVC's cache.
 
     Raises:
-        UserError: if it cannot be had.
+        UserError: if the file does not exist or cannot be read.
     """
     try:
         if revision == WORKSPACE:
             return (root / path).read_bytes()
         with dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
-            found: bytes = stream.read()
-            return found
+            content: bytes = stream.read()
+            return content
     except (OSError, DvcException, SCMError) as error:
-        said = " ".join(str(error).split())
-        raise UserError(f"{revision}: no {path} ({said}); run `dvc repro evaluate` there, or `dvc pull`") from None
+        reason = " ".join(str(error).split())
+        raise UserError(f"{revision}: no {path} ({reason}); run `dvc repro evaluate` there, or `dvc pull`") from None
 
 
 def list_revisions(root: Path) -> list[Revision]:
-    """The workspace, then HEAD and every commit with experiments, each followed by its experiments.
+    """List the workspace, then HEAD and every commit with experiments, each followed by its experiments.
 
     Raises:
-        UserError: if `root` is no DVC project in a Git repository.
+        UserError: if `root` is not a DVC project in a Git repository with a commit.
     """
     try:
         with Repo(str(root)) as repo:
-            found = repo.experiments.ls(all_commits=True)
+            experiments = repo.experiments.ls(all_commits=True)
             head = repo.scm.get_rev()
-            names = {head: "HEAD"} | {commit: commit[:7] for commit in found if commit != head}
+            names = {head: "HEAD"} | {commit: commit[:7] for commit in experiments if commit != head}
             pairs = []
             for commit, name in names.items():
-                pairs += [(name, commit), *found.get(commit, [])]
+                pairs += [(name, commit), *experiments.get(commit, [])]
             times = {commit: repo.scm.resolve_commit(commit).commit_time for _, commit in pairs}
     except (DvcException, SCMError) as error:
         raise UserError(f"{root}: no DVC project with a Git commit ({error})") from None
@@ -62,10 +62,10 @@ def list_revisions(root: Path) -> list[Revision]:
 
 
 def copy_revision_files(root: Path, revision: Revision, patterns: Iterable[str], folder: Path) -> None:
-    """Copy those of its files that match, from Git or DVC's cache, into the same places below `folder`.
+    """Copy the revision's files that match glob patterns to the same relative paths in `folder`.
 
     Raises:
-        UserError: if DVC knows a file and has no copy of it.
+        UserError: if DVC tracks a file but its cache has no copy.
     """
     files = DVCFileSystem(str(root), rev=revision.commit or None)
     for path in (path for pattern in patterns for path in files.glob(pattern)):
@@ -77,7 +77,7 @@ def copy_revision_files(root: Path, revision: Revision, patterns: Iterable[str],
 
 
 def dvc_md5(root: Path, revision: Revision, path: str) -> str:
-    """The hash by which DVC knows a file, which need not be here; empty if it knows none."""
+    """The MD5 that DVC records for a file, also without a local copy; empty if DVC does not track it."""
     files = DVCFileSystem(str(root), rev=revision.commit or None)
-    found = files.info(path) if files.exists(path) else {}
-    return str(found.get("md5") or found.get("dvc_info", {}).get("md5") or "")
+    info = files.info(path) if files.exists(path) else {}
+    return str(info.get("md5") or info.get("dvc_info", {}).get("md5") or "")

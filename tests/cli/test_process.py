@@ -1,0 +1,81 @@
+"""The installed command as a process: exit codes, messages, and what it imports."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cifar_resnet import __version__
+
+SCRIPT = [str(Path(sys.executable).with_name("cifar-resnet"))]
+MODULE = [sys.executable, "-m", "cifar_resnet"]
+HEAVY = {"torch", "mlflow", "optuna", "dvc", "numpy"}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A picture and a file that is not a picture."""
+    Image.fromarray(np.full((50, 60, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    return tmp_path
+
+
+def run(folder: Path, command: list[str], *arguments: object, **environment: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr)."""
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_exit_codes_distinguish_all_some_and_no_images(project: Path, photos: Path) -> None:
+    model = ("--model", project / "data/model")
+    assert run(photos, SCRIPT, "predict", "a.png", *model)[0] == 0
+    assert run(photos, SCRIPT, "predict", ".", *model)[0] == 3
+    code, _, stderr = run(photos, SCRIPT, "predict", "bad.png", *model)
+    assert code == 1
+    assert stderr.splitlines()[-1] == "cifar-resnet: there is no image to predict"
+
+
+def test_script_and_module_behave_alike(tmp_path: Path) -> None:
+    """Version, wrong usage and a user error."""
+    assert run(tmp_path, SCRIPT, "--version") == run(tmp_path, MODULE, "--version") == (0, f"{__version__}\n", "")
+    usage = run(tmp_path, SCRIPT, "registry")
+    assert usage == run(tmp_path, MODULE, "registry")
+    assert usage[0] == 2
+    assert usage[2].endswith("cifar-resnet registry: error: the following arguments are required: action\n")
+    error = run(tmp_path, SCRIPT, "predict", "a.png")
+    assert error == run(tmp_path, MODULE, "predict", "a.png")
+    assert error[:2] == (1, "")
+    assert error[2].startswith("cifar-resnet: ")
+    assert "data/model: no usable model" in error[2]
+    assert len(error[2].splitlines()) == 1
+
+
+def test_a_device_that_is_not_available_is_an_error_of_one_line(project: Path, photos: Path) -> None:
+    arguments = ("predict", "a.png", "--model", project / "data/model", "--device", "cuda")
+    code, stdout, stderr = run(photos, SCRIPT, *arguments, CUDA_VISIBLE_DEVICES="")
+    assert (code, stdout) == (1, "")
+    assert stderr.startswith("cifar-resnet: device cuda is not available, ")
+    assert len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["predict", "--help"], ["--version"], ["registry"]])
+def test_help_and_usage_import_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    code = "import atexit, sys; atexit.register(lambda: print(*sorted({name.split('.')[0] for name in sys.modules})))"
+    code += "; from cifar_resnet.cli.main import run_cli; run_cli()"
+    _, stdout, _ = run(tmp_path, [sys.executable, "-c", code], *arguments)
+    imported = set(stdout.splitlines()[-1].split())
+    assert "cifar_resnet" in imported
+    assert imported & HEAVY == set()
+
+
+def test_the_completion_script_names_the_commands(tmp_path: Path) -> None:
+    code, stdout, _ = run(tmp_path, SCRIPT, "--print-completion", "bash")
+    assert code == 0
+    assert "_subparsers=(predict compare search registry backfill)" in stdout

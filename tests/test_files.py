@@ -1,0 +1,172 @@
+import os
+import re
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from cifar_resnet.files import atomic_write
+
+WRITE = "import sys; from pathlib import Path; from cifar_resnet.files import atomic_write\n"
+WRITE_AND_PRINT = f"""{WRITE}
+print("before")
+with atomic_write(Path(sys.argv[1])) as temporary:
+    temporary.write_text("content\\n")
+print("after")
+"""
+
+
+def write(path: Path, text: str = "new") -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
+
+
+def fail_to_write(path: Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text("partial")
+        raise RuntimeError
+
+
+def run_script(script: str, argument: Path | str, **options: object) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-c", script, str(argument)]
+    return subprocess.run(command, env=environment, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_a_new_file_gets_its_folders_and_the_default_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "a/b" / ("x" * 255)
+    write(path)
+    assert path.read_text() == "new"
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert path.stat().st_mode == plain.stat().st_mode
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_after_an_error_the_file_is_unchanged_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        fail_to_write(path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for mode in (0o600, 0o664, 0o755):
+        path.touch()
+        path.chmod(mode)
+        write(path)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files to other users")
+def test_a_file_that_root_replaces_keeps_its_owner(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    os.chown(path, 1234, 4321)
+    write(path)
+    assert (path.read_text(), path.stat().st_uid, path.stat().st_gid) == ("new", 1234, 4321)
+
+
+def test_a_read_only_file_or_a_folder_is_an_error_before_the_block_runs(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("old")
+    (tmp_path / "cache").chmod(0o444)
+    (tmp_path / "link").symlink_to("cache")
+    (tmp_path / "folder").mkdir()
+    for name, error in (("cache", PermissionError), ("link", PermissionError), ("folder", IsADirectoryError)):
+        with pytest.raises(error, match=name), atomic_write(tmp_path / name):
+            pytest.fail("the block ran")
+    assert (tmp_path / "cache").read_text() == "old"
+
+
+def test_symbolic_links_are_followed(tmp_path: Path) -> None:
+    target, link, second = tmp_path / "elsewhere/target", tmp_path / "link", tmp_path / "links/second"
+    target.parent.mkdir()
+    second.parent.mkdir()
+    target.write_text("old")
+    link.symlink_to("elsewhere/target")
+    second.symlink_to("../link")
+    write(second)
+    assert target.read_text() == "new"
+    assert link.is_symlink()
+    assert second.is_symlink()
+    target.unlink()
+    write(link, "created")
+    assert target.read_text() == "created"
+    assert link.is_symlink()
+
+
+def test_a_pipe_is_written_to_only_after_the_block_ended_without_an_error(tmp_path: Path) -> None:
+    pipe, received = tmp_path / "pipe", list[str]()
+    os.mkfifo(pipe)
+    with pytest.raises(RuntimeError):
+        fail_to_write(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write(pipe, "content" * 100_000)
+    reader.join(10)
+    assert received == ["content" * 100_000]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_devices_are_written_to_and_their_errors_name_them(tmp_path: Path) -> None:
+    for device in ("null", "full"):
+        (tmp_path / device).symlink_to(f"/dev/{device}")
+    write(tmp_path / "null")
+    with pytest.raises(OSError, match=r"No space left on device: .*full"):
+        write(tmp_path / "full")
+    assert Path("/dev/null").is_char_device()
+    assert Path("/dev/full").is_char_device()
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_gets_the_content_in_order_whatever_it_is(tmp_path: Path, name: str) -> None:
+    link, expected = tmp_path / "link", "before\ncontent\nafter\n"
+    link.symlink_to(name)  # a fault replaces this link, not the one in /dev
+    assert run_script(WRITE_AND_PRINT, link, stdout=subprocess.PIPE).stdout == expected
+    log = tmp_path / "log"
+    log.write_text("first\n")
+    with log.open("a") as stream:
+        assert run_script(WRITE_AND_PRINT, link, stdout=stream).returncode == 0
+    assert log.read_text() == f"first\n{expected}"
+    with log.open("w") as stream:  # as in `program --output log >log`
+        assert run_script(WRITE_AND_PRINT, log, stdout=stream).returncode == 0
+    assert log.read_text() == expected
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_writable_file_in_a_folder_that_forbids_its_replacement_is_written_in_place() -> None:
+    write_as_other_user = f"""import os
+{WRITE}
+os.setuid(1234)
+with atomic_write(Path(sys.argv[1])) as temporary:
+    temporary.write_text("new")
+"""
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to other users
+        path = Path(folder) / "file"
+        for mode in (0o755, 0o1777):  # the second as /tmp
+            path.write_text("a longer old text")
+            path.chmod(0o666)
+            path.parent.chmod(mode)
+            inode = path.stat().st_ino
+            result = run_script(write_as_other_user, path, stderr=subprocess.PIPE)
+            assert result.returncode == 0, result.stderr
+            assert (path.read_text(), path.stat().st_ino) == ("new", inode)
+
+
+def test_files_are_written_through_atomic_write() -> None:
+    """A write in another way would replace a link or a pipe, or leave a partial file."""
+    writes = re.compile(r"\.write_(text|bytes)\(|\.open\(\"[wax]|savefig\(|np\.save\(|torch\.save\(")
+    own_folders = {"recovery/checkpoint.py", "data/download.py", "search/worker.py", "versioning/revisions.py"}
+    for path in (ROOT / "src/cifar_resnet").rglob("*.py"):
+        if str(path.relative_to(ROOT / "src/cifar_resnet")) not in own_folders:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                assert not writes.search(line) or re.search(r"\b(temporary|stream)\b", line), f"{path.name}: {line}"
