@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-import cifar_resnet.environment  # noqa: F401, isort: skip, before MLflow
+import cifar_resnet.environment_variables  # noqa: F401, isort: skip, before MLflow
 
 from mlflow import MlflowClient
 from PIL import Image

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-import cifar_resnet.environment  # noqa: F401
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_split, write_array
 from cifar_resnet.device import disable_malloc_trim, select_device, select_dtype
 from cifar_resnet.errors import run

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import cifar_resnet.environment  # noqa: F401
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.device import disable_malloc_trim, select_device
 from cifar_resnet.errors import run
 from cifar_resnet.files import atomic_write

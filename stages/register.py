@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-import cifar_resnet.environment  # noqa: F401
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_array
 from cifar_resnet.errors import run
 from cifar_resnet.evaluation.significance import read_correct_mask
 from cifar_resnet.files import file_hash, read_json, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
-from cifar_resnet.params.sections import RegisterParams
+from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
 from cifar_resnet.registry.versions import register_version, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow

@@ -3,7 +3,7 @@
 from pathlib import Path
 from threading import Event
 
-import cifar_resnet.environment  # noqa: F401
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_split
 from cifar_resnet.device import (
     disable_malloc_trim,

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
-import cifar_resnet.environment  # noqa: F401
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.params.file import Params, parse_yaml

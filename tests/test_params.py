@@ -10,7 +10,7 @@ from dvc.utils.hydra import apply_overrides
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
 from cifar_resnet.params.file import Params, load_params, parse_yaml, replace_values, with_overrides
-from cifar_resnet.params.sections import Section
+from cifar_resnet.params.schema import Section
 from cifar_resnet.search.results import to_yaml
 
 

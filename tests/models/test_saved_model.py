@@ -10,7 +10,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json, write_json
 from cifar_resnet.models import resnet, saved_model
 from cifar_resnet.models.resnet import ResNet
-from cifar_resnet.params.sections import ModelParams
+from cifar_resnet.params.schema import ModelParams
 
 CPU = torch.device("cpu")
 MEAN, STD = [0.49, 0.48, 0.45], [0.25, 0.24, 0.26]

@@ -13,7 +13,7 @@ from cifar_resnet.params.file import parse_yaml
 pytestmark = pytest.mark.pipeline
 SOURCE = "src/cifar_resnet"
 NO_EFFECT = ("cli", "tracking", "registry", "recovery", "search", "params", "versioning")
-NO_EFFECT_FILES = ("errors.py", "progress.py", "environment.py")
+NO_EFFECT_FILES = ("errors.py", "progress.py", "environment_variables.py")
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_different_values_have_different_fingerprints() -> None:
         ("cli.main", False),
         ("tracking.run", False),
         ("registry.versions", False),
-        ("params.sections", False),
+        ("params.schema", False),
         ("progress", False),
     ],
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.params.sections import RegisterParams
+from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry import promotion
 from cifar_resnet.registry.promotion import (
     Decision,

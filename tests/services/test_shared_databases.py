@@ -166,7 +166,7 @@ def test_concurrent_registrations_give_one_version_and_one_decision(project: Pat
 WRITER = """
 import sys
 from pathlib import Path
-from cifar_resnet.params.sections import TrackingParams
+from cifar_resnet.params.schema import TrackingParams
 from cifar_resnet.tracking.client import training_run
 
 root, name = Path(sys.argv[1]), sys.argv[2]

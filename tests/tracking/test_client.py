@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Run as MlflowRun
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.params.sections import TrackingParams
+from cifar_resnet.params.schema import TrackingParams
 from cifar_resnet.tracking import run as run_module
 from cifar_resnet.tracking.client import connect, get_run, training_run
 from cifar_resnet.tracking.run import Run

@@ -10,7 +10,7 @@ from conftest import tiny_images, tiny_params
 from torch import nn
 
 from cifar_resnet.models import resnet
-from cifar_resnet.params.sections import TrainParams
+from cifar_resnet.params.schema import TrainParams
 from cifar_resnet.training import distributed
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.loader import BatchLoader

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, dump_yaml, tiny_params
 from dvc.utils.hydra import apply_overrides
 
-from cifar_resnet.environment import GIT_REPOSITORY_VARIABLES
+from cifar_resnet.environment_variables import GIT_REPOSITORY_VARIABLES
 from cifar_resnet.params.file import parse_yaml
 from cifar_resnet.versioning import provenance
 
@@ -214,6 +214,7 @@ def test_in_a_hook_of_another_repository_the_project_is_described(root: Path, tm
     git(other, "init", "--quiet")
     git(other, "commit", "--quiet", "--allow-empty", "--message", "other")
     script = """
+import cifar_resnet.environment_variables  # as every command and stage does
 from pathlib import Path
 from cifar_resnet.versioning.provenance import provenance_tags
 print(provenance_tags(Path.cwd())["git_commit"])

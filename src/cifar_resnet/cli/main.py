@@ -7,7 +7,7 @@ from pathlib import Path
 
 import shtab
 
-import cifar_resnet.environment  # noqa: F401, before torch and MLflow
+import cifar_resnet.environment_variables  # noqa: F401, before torch and MLflow
 from cifar_resnet import __version__
 from cifar_resnet.cli import backfill, compare, predict, registry, search
 from cifar_resnet.errors import UserError, run

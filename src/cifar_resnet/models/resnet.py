@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from cifar_resnet.errors import UserError
 from cifar_resnet.models.batch_norm import batch_norm
 from cifar_resnet.models.convolution import Convolution
-from cifar_resnet.models.mirrored import MirroredConvolution
-from cifar_resnet.params.sections import ModelParams
+from cifar_resnet.models.mirrored_convolution import MirroredConvolution
+from cifar_resnet.params.schema import ModelParams
 
 ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
 NUM_CLASSES = 10

@@ -11,7 +11,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write, read_json, write_json
 from cifar_resnet.models import resnet
 from cifar_resnet.models.resnet import ResNet
-from cifar_resnet.params.sections import ModelParams
+from cifar_resnet.params.schema import ModelParams
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"

@@ -10,8 +10,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.params.search_section import SearchParams
-from cifar_resnet.params.sections import (
+from cifar_resnet.params.schema import (
     CheckpointParams,
     DownloadParams,
     EvaluateParams,
@@ -23,6 +22,7 @@ from cifar_resnet.params.sections import (
     TrackingParams,
     TrainParams,
 )
+from cifar_resnet.params.search_schema import SearchParams
 
 
 class Params(Section):

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from threading import Event
 
-from cifar_resnet.params.sections import CheckpointParams
+from cifar_resnet.params.schema import CheckpointParams
 from cifar_resnet.recovery.checkpoint import Checkpoint
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.history import EpochRecord, StepRecord

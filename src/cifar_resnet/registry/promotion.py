@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import significance
 from cifar_resnet.evaluation.significance import Comparison, CorrectMask
-from cifar_resnet.params.sections import RegisterParams
+from cifar_resnet.params.schema import RegisterParams
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY_PREFIX = "champion_history."  # of tags of the registered model

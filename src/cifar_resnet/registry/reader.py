@@ -17,6 +17,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
+from sqlalchemy import URL
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
@@ -85,7 +86,9 @@ def checked_uri(database: Path, option: str) -> str:
     file_uri = f"{database.as_uri()}?{option}"
     with closing(sqlite3.connect(file_uri, uri=True)) as connection:
         connection.execute("select count(*) from model_versions")
-    return f"{SQLITE}{file_uri}&uri=true"
+    name, _, value = option.partition("=")
+    uri = URL.create("sqlite+pysqlite", database=database.as_uri(), query={name: value, "uri": "true"})
+    return uri.render_as_string()  # for a URI with sqlite:///, MLflow would create the folder "file:"
 
 
 def model_folder(uri: str, stack: ExitStack) -> Path:

@@ -13,8 +13,8 @@ from optuna.trial import FrozenTrial
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
 from cifar_resnet.params.file import Params, flatten, with_overrides
-from cifar_resnet.params.search_section import Range
-from cifar_resnet.params.sections import PER_LAYER, ModelParams
+from cifar_resnet.params.schema import PER_LAYER, ModelParams
+from cifar_resnet.params.search_schema import Range
 
 MAX_SAMPLES = 1_000  # attempts to find a network within the budget
 POPULATION = 12  # of NSGA-II; the trials of the first generation are random

@@ -22,7 +22,7 @@ from cifar_resnet.device import disable_malloc_trim, select_device, select_dtype
 from cifar_resnet.errors import UserError, stop_on_signal
 from cifar_resnet.files import file_hash, read_json
 from cifar_resnet.params.file import Params
-from cifar_resnet.params.search_section import SearchParams
+from cifar_resnet.params.search_schema import SearchParams
 from cifar_resnet.progress import ProgressBar, progress_bar
 from cifar_resnet.search.results import rank_trials
 from cifar_resnet.search.study import Study, TakenOverError

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.params.sections import TrackingParams
+from cifar_resnet.params.schema import TrackingParams
 from cifar_resnet.tracking.run import NullRun, Run, connection_error
 from cifar_resnet.versioning import provenance
 

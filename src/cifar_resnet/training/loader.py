@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.inference.predictor import reflect_pad
-from cifar_resnet.params.sections import TrainParams
+from cifar_resnet.params.schema import TrainParams
 from cifar_resnet.training import augment
 from cifar_resnet.training.distributed import World
 

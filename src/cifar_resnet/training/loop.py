@@ -16,8 +16,8 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models import resnet
 from cifar_resnet.models.resnet import ResNet
-from cifar_resnet.params.sections import ModelParams, TrainParams
-from cifar_resnet.training import optimizer
+from cifar_resnet.params.schema import ModelParams, TrainParams
+from cifar_resnet.training import learning_rate, optimizer
 from cifar_resnet.training.distributed import World, convert_sync_batch_norm
 from cifar_resnet.training.history import EpochRecord, StepRecord
 from cifar_resnet.training.loader import BatchLoader
@@ -110,12 +110,12 @@ def fit(
 
 def schedule_learning_rate(state: TrainState, loader: BatchLoader, params: TrainParams) -> None:
     """Set the learning rates of the next step."""
-    factor = optimizer.learning_rate_factor(
+    factor = learning_rate.learning_rate_factor(
         state.epochs_done * len(loader) + len(state.step_metrics),
         steps=params.epochs * len(loader),
         warmup_steps=round(params.warmup_epochs * len(loader)),
     )
-    optimizer.set_learning_rate(state.optimizers, factor)
+    learning_rate.set_learning_rate(state.optimizers, factor)
 
 
 def train_step(
@@ -164,7 +164,7 @@ def end_epoch(
         train_accuracy=float(accuracies.mean()),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
-        learning_rate=optimizer.filter_learning_rate(state.optimizers),
+        learning_rate=learning_rate.filter_learning_rate(state.optimizers),
         seconds=state.seconds,
         images_per_second=len(loader) * loader.batch_size / state.seconds,
     )

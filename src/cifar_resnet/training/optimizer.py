@@ -1,4 +1,4 @@
-"""The optimizers, the learning rate as a pure function of the step, and the weight perturbation of SAM."""
+"""The optimizers, and the weight perturbation of sharpness-aware minimization."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_resnet import device
-from cifar_resnet.params.sections import TrainParams
-
-
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Learning rate at `step` (0-based), 0 to 1 of its peak: a linear rise over `warmup_steps`, then linear to zero."""
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    return (steps - step) / (steps - warmup_steps)
+from cifar_resnet.params.schema import TrainParams
 
 
 class Muon(torch.optim.Optimizer):
@@ -90,18 +83,6 @@ def build_optimizers(model: nn.Module, params: TrainParams) -> list[torch.optim.
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
-
-
-def filter_learning_rate(optimizers: list[torch.optim.Optimizer]) -> float:
-    """The present learning rate of the convolution filters, the last group of the first optimizer."""
-    return float(optimizers[0].param_groups[-1]["lr"])
-
-
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
-    """Set the learning rate of each group to `factor` times its peak."""
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = factor * group["peak_lr"]
 
 
 @contextmanager

@@ -1,1 +1,0 @@
-import cifar_resnet.environment  # noqa: F401, before Git and DVC

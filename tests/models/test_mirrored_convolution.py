@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cifar_resnet.models import mirrored
+from cifar_resnet.models import mirrored_convolution
 from cifar_resnet.training import optimizer
 
 
@@ -25,9 +25,9 @@ def test_outputs_and_gradients_equal_those_of_an_ordinary_convolution_with_all_f
     tolerance: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    conv = mirrored.MirroredConvolution(8, 12, kernel).to(dtype=dtype, memory_format=torch.channels_last)
+    conv = mirrored_convolution.MirroredConvolution(8, 12, kernel).to(dtype=dtype, memory_format=torch.channels_last)
     x = torch.rand(4, 8, *pixels, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
-    monkeypatch.setattr(mirrored, "MAX_FOLDED_VALUES", images_at_a_time * kernel * x[0].numel())
+    monkeypatch.setattr(mirrored_convolution, "MAX_FOLDED_VALUES", images_at_a_time * kernel * x[0].numel())
     outputs = conv(x), F.conv2d(x, all_filters(conv.weight, conv.odd), padding=kernel // 2)
     torch.testing.assert_close(*outputs, rtol=tolerance, atol=tolerance)
     for y in outputs:
@@ -38,10 +38,10 @@ def test_outputs_and_gradients_equal_those_of_an_ordinary_convolution_with_all_f
 
 
 def test_bfloat16_gradients_are_summed_over_chunks_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    conv = mirrored.MirroredConvolution(8, 12, 3)
+    conv = mirrored_convolution.MirroredConvolution(8, 12, 3)
     x = torch.rand(200, 8, 3, 3).contiguous(memory_format=torch.channels_last)
     exact = torch.autograd.grad(conv(x).sum(), (conv.weight, conv.odd))
-    monkeypatch.setattr(mirrored, "MAX_FOLDED_VALUES", 1)
+    monkeypatch.setattr(mirrored_convolution, "MAX_FOLDED_VALUES", 1)
     y = conv(x.bfloat16())
     assert y.dtype == torch.bfloat16
     for gradient, expected in zip(torch.autograd.grad(y.sum(), (conv.weight, conv.odd)), exact, strict=True):
@@ -49,7 +49,7 @@ def test_bfloat16_gradients_are_summed_over_chunks_in_float32(monkeypatch: pytes
 
 
 def test_the_blocks_have_the_singular_values_of_the_matrix_of_all_filters() -> None:
-    conv = mirrored.MirroredConvolution(8, 16, 3)
+    conv = mirrored_convolution.MirroredConvolution(8, 16, 3)
     blocks = torch.cat([torch.linalg.svdvals(optimizer.as_matrix(block)) for block in (conv.weight, conv.odd)])
     matrix = torch.linalg.svdvals(optimizer.as_matrix(all_filters(conv.weight, conv.odd)))
     torch.testing.assert_close(matrix, blocks.sort(descending=True).values)

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from cifar_resnet.params.sections import PER_LAYER, ModelParams, Name, Section, TrainParams
+from cifar_resnet.params.schema import PER_LAYER, ModelParams, Name, Section, TrainParams
 
 # The budget of a trial, or without influence on the result.
 NOT_SEARCHABLE = {
