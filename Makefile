@@ -7,13 +7,20 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 help:            ## list these commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 
-# Runs again only when the dependencies change. The marker is written last: an interrupted installation starts again.
-.venv/ready: pyproject.toml constraints.txt
+# Installs when pyproject.toml or constraints.txt have another content, or when .venv's Python does not run (.venv comes from
+# another machine). The marker, a copy of both, is written last: an interrupted installation starts again.
+usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
+.venv/ready: pyproject.toml constraints.txt $(if $(usable),,FORCE)
+	@[ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not in a Git repository, which DVC needs:" \
+	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
-	@echo "installing into .venv (once; about 2 minutes and 6 GB, most of it torch)"
-	@$(PYTHON) -m venv .venv
-	@$(bin)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
-	@touch $@
+	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
+	  echo "installing into .venv (once; about 2 minutes and 6 GB, most of it torch)" && \
+	  $(PYTHON) -m venv $(if $(usable),,--clear) .venv && \
+	  $(bin)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]' && \
+	  $(bin)/python .ci/portable_venv.py; }
+	@cat pyproject.toml constraints.txt > $@
+FORCE:
 
 setup: .venv/ready ## create .venv with the pinned dependencies and this package
 
@@ -42,11 +49,13 @@ benchmark: .venv/ready ## measure this machine and a training step, about 4 minu
 	@python benchmarks/benchmark.py
 
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
-override = $(shell sed -nE 's/^([a-z_.]+): *([^\#]*).*/\1=\2/p' 'presets/$(NAME).yaml' 2>/dev/null | tr -d ' ')
+preset = presets/$(NAME).yaml
+options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
 preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='-S train.seed=1'
-	@test -f 'presets/$(NAME).yaml' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
+	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
-	dvc exp run --temp --name '$(NAME)' $(override:%=-S '%') $(MORE)
+	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_ascii_paths, "preset")'
+	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
 A := HEAD
 B := workspace
@@ -72,4 +81,4 @@ constraints: .venv/ready ## write the installed versions to constraints.txt, aft
 	@pip freeze --exclude-editable > constraints.txt
 
 .PHONY: help setup repro preset test test-faults test-services postgresql registry mlflow-backfill compare search
-.PHONY: benchmark ui params-docs constraints
+.PHONY: benchmark ui params-docs constraints FORCE

@@ -14,7 +14,7 @@ from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
-from cifar_resnet.registry.versions import register_version, to_input_example
+from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
 from cifar_resnet.versioning.provenance import provenance_tags
 
@@ -22,6 +22,8 @@ PREPARED = "data/prepared"
 MODEL = "data/model"
 EVALUATION = "data/evaluation"
 REGISTRY = "data/registry"
+INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{CONFIG_FILE}",
+          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv")  # fmt: skip
 
 
 def main(root: Path) -> None:
@@ -40,6 +42,7 @@ def main(root: Path) -> None:
 
 def register(root: Path, policy: RegisterParams) -> Decision:
     """Register the model with its evidence and promote it if the policy allows."""
+    require_files(root, INPUTS)
     provenance = read_json(root / MODEL / CONFIG_FILE)["provenance"]
     metrics = read_json(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)

@@ -101,6 +101,23 @@ def test_an_unknown_name_is_a_user_error(project: Path, source: str, monkeypatch
         cifar_resnet.load(source)
 
 
+def test_a_path_object_is_a_source(project: Path) -> None:
+    assert cifar_resnet.load(project / "data/model", device="cpu").classes == list(CLASSES)
+
+
+@pytest.mark.parametrize("source", ["models:/cifar10-resnet@champion", "runs:/1/model", "champion"])
+@pytest.mark.parametrize("uri", ["", "sqlite:///mlflow.db", "sqlite:///deep/mlflow.db"])
+def test_loading_without_a_database_creates_nothing(
+    tmp_path: Path, source: str, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=f"model {source} not found"):
+        cifar_resnet.load(source)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
+
+
 def test_an_unknown_device_is_a_user_error(project: Path) -> None:
     with pytest.raises(UserError, match="device tpu is not available"):
         cifar_resnet.load(str(project / "data/model"), device="tpu")  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -6,12 +7,22 @@ import pytest
 from conftest import ROOT, dump_yaml, tiny_values
 from dvc.utils import serialize
 from dvc.utils.hydra import apply_overrides
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
-from cifar_resnet.params.file import Params, load_params, parse_yaml, replace_values, with_overrides
+from cifar_resnet.params.file import (
+    Params,
+    flatten,
+    load_params,
+    parse_yaml,
+    raw_sections,
+    replace_values,
+    with_overrides,
+)
+from cifar_resnet.params.overrides import preset_options, to_hydra
 from cifar_resnet.params.schema import Section
-from cifar_resnet.search.results import to_yaml
 
 
 def load(root: Path, section: str, key: str, value: object) -> Params:
@@ -211,6 +222,45 @@ def test_a_replaced_list_keeps_the_block_style_that_dvc_writes(tmp_path: Path) -
     assert replaced == text.replace("  - 8\n  - 16\n", "  - 32\n  - 64\n  - 128\n")
 
 
+TEXT = st.text(st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S", "Zs"])).filter(lambda s: "${" not in s)
+SCALAR = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+
+
+@settings(deadline=None)
+@given(SCALAR | st.lists(SCALAR))
+@example(1e-05)
+@example(["no", "on", "null", "~", "1e-5", "0x10", "010", "1_000", "1:30", "2026-01-01", ".inf", ""])
+@example('data/it\'s a #1 \\"photo".png\\')
+def test_dvc_records_every_value_as_the_program_reads_it(
+    tmp_path_factory: pytest.TempPathFactory, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("values") / "params.yaml"
+    path.write_text("section: {key: 1, other: 1}\n", encoding="utf-8")
+    apply_overrides(path, [f"section.key={to_hydra(value)}"])  # what `dvc exp run -S` calls
+    text = path.read_text(encoding="utf-8")
+    assert parse_yaml(text) == serialize.parse_yaml(text, "params.yaml") == {"section": {"key": value, "other": 1}}
+    replaced = replace_values("section: {key: 1, other: 1}\n", {"section.key": value})  # what `search apply` calls
+    assert parse_yaml(replaced) == parse_yaml(text)
+
+
+def test_a_preset_is_yaml(tmp_path: Path) -> None:
+    preset = {"predict.input": "my photos/it's #1.png", "train.weight_decay": 1e-05, "model.channels": [8, 16]}
+    path = tmp_path / "mine.yaml"
+    path.write_text("# mine\n" + dump_yaml(preset), encoding="utf-8")  # with quotes, and a list of one line per value
+    words = shlex.split(preset_options(path))
+    (tmp_path / "params.yaml").write_text("predict: {input: a}\ntrain: {weight_decay: 1}\nmodel: {channels: []}\n")
+    apply_overrides(tmp_path / "params.yaml", words[1::2])
+    assert flatten(parse_yaml((tmp_path / "params.yaml").read_text(encoding="utf-8"))) == preset
+
+
+@pytest.mark.parametrize("text", ["train: {epochs: 4}", "train.epochs", "", "train.epochs: [", "a: 1\na: 2"])
+def test_a_preset_with_anything_but_full_names_and_values_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"mine.yaml: (a line per value needed|not valid YAML)") as caught:
+        preset_options(tmp_path / "mine.yaml")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("section", [section for section in Section.__subclasses__() if section is not Params])
 def test_every_section_and_field_has_a_description(section: type[Section]) -> None:
     assert section.__doc__
@@ -218,13 +268,18 @@ def test_every_section_and_field_has_a_description(section: type[Section]) -> No
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_preset_is_valid_and_make_passes_all_its_values_to_dvc(path: Path) -> None:
+def test_a_preset_is_valid_and_make_passes_all_its_values_to_dvc(path: Path, tmp_path: Path) -> None:
     preset = parse_yaml(path.read_text(encoding="utf-8"))
     values = with_overrides(load_params(ROOT / "params.yaml"), preset)
     assert resnet.num_parameters(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3)) < 5_000_000
     output = make("-n", "-o", ".venv/ready", "preset", f"NAME={path.stem}", "MORE=-S train.seed=1").stdout
-    options = " ".join(f"-S '{name}={to_yaml(value)}'" for name, value in preset.items())
-    assert f"dvc exp run --temp --name '{path.stem}' {options} -S train.seed=1\n" in output
+    (tmp_path / "params.yaml").write_text(dump_yaml(tiny_values()), encoding="utf-8")
+    words = shlex.split(output.splitlines()[-1])
+    assert words[:6] == ["dvc", "exp", "run", "--temp", "--name", path.stem]
+    assert words[-2:] == ["-S", "train.seed=1"]
+    apply_overrides(tmp_path / "params.yaml", words[7::2])
+    recorded = flatten(raw_sections((tmp_path / "params.yaml").read_text(encoding="utf-8")))
+    assert preset | {"train.seed": 1} == {name: recorded[name] for name in (*preset, "train.seed")}
 
 
 def test_an_unknown_preset_is_an_error_that_lists_the_available_ones() -> None:

@@ -3,10 +3,16 @@
 Git's variables that select a repository are removed: a hook of another repository sets them, and Git and DVC would
 read and change that repository. Other variables that the user has set keep their values. OMP_WAIT_POLICY=passive:
 OpenMP threads sleep at barriers instead of spinning. Spinning threads block the cores for other processes: with one
-other busy process, prediction takes five times as long.
+other busy process, prediction takes five times as long. DVC needs a user name, and an author for the commits of its
+experiments; a container may have neither.
+
+Every program of .venv runs this file at its start (.ci/portable_venv.py), so it imports nothing of this package.
 """
 
+import getpass
 import os
+import re
+import subprocess
 
 # `git rev-parse --local-env-vars` without GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS, which hold the user's
 # configuration; and two variables of git-push.
@@ -26,3 +32,19 @@ for name, value in (
     ("MLFLOW_LOGGING_LEVEL", "WARNING"),
 ):
     os.environ.setdefault(name, value)
+
+try:
+    getpass.getuser()
+except (KeyError, OSError):  # /etc/passwd does not have the user
+    os.environ["USER"] = f"uid{os.getuid()}"
+if os.path.expanduser("~") == "~":  # noqa: PTH111, nor a home, and HOME is not set
+    os.environ["HOME"] = "/"
+
+try:
+    git_user = subprocess.run(["git", "config", "--get-regexp", "^user[.]"], capture_output=True, check=False).stdout
+except OSError:  # Git is not installed
+    git_user = b""
+for name, value in (("name", getpass.getuser()), ("email", f"{getpass.getuser()}@localhost")):
+    if not re.search(rf"^user.{name} .".encode(), git_user, re.MULTILINE):
+        os.environ.setdefault(f"GIT_AUTHOR_{name.upper()}", value)
+        os.environ.setdefault(f"GIT_COMMITTER_{name.upper()}", value)

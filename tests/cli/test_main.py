@@ -107,16 +107,49 @@ def test_unreadable_images_are_reported_and_all_others_predicted(
     assert run(monkeypatch, photos, "predict", ".", *model) == SOME_SKIPPED
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
-    assert (
-        printed.err.splitlines()[0]
-        == "skipped: bad.png: not readable: not a picture in a supported format (PNG, JPEG, WEBP, BMP, GIF, TIFF)"
-    )
+    reason = "not a picture in a supported format (PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF, HEIF)"
+    assert printed.err.splitlines()[0] == f"skipped: bad.png: not readable: {reason}"
     assert "2 images, 1 skipped" in printed.err
     with pytest.raises(UserError, match=r"bad.png: not readable"):
         run(monkeypatch, photos, "predict", ".", *model, "--strict", "--output", photos / "out.csv")
     assert not (photos / "out.csv").exists()
     with pytest.raises(UserError, match="no image to predict"):
         run(monkeypatch, photos, "predict", "bad.png", *model)
+
+
+def test_files_that_are_not_pictures_are_counted_and_no_error(
+    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("Thumbs.db", "._a.png", "notes.txt"):
+        (photos / name).write_bytes(b"no picture")
+    assert run(monkeypatch, photos, "predict", ".", "--model", project / "data/model", "--strict") == 0
+    assert capsys.readouterr().err.startswith("predict: 2 images, 3 other files ignored, model: ")
+
+
+def test_the_device_is_checked_before_the_model(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.current_accelerator", lambda **_: None)
+    with pytest.raises(UserError, match="device cuda is not available"):
+        run(monkeypatch, photos, "predict", "a.png", "--model", "missing", "--device", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError("not a regular file"), "not a regular file"),
+        (OSError(13, "Permission denied", "a.csv"), "a.csv: cannot be used (Permission denied)"),
+    ],
+)
+def test_a_system_error_is_one_line_with_the_file_if_there_is_one(
+    error: OSError, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("cifar_resnet.registry.load.find_model", fail)
+    with pytest.raises(UserError) as raised:
+        run(monkeypatch, tmp_path, "predict", "a.png")
+    assert str(raised.value) == message
 
 
 def test_an_output_that_cannot_be_written_is_an_error(

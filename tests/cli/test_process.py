@@ -1,6 +1,7 @@
 """The installed command as a process: exit codes, messages, and what it imports."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,20 @@ def test_exit_codes_distinguish_all_some_and_no_images(project: Path, photos: Pa
     code, _, stderr = run(photos, SCRIPT, "predict", "bad.png", *model)
     assert code == 1
     assert stderr.splitlines()[-1] == "cifar-resnet: there is no image to predict"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_file_name_is_printed_in_any_encoding(project: Path, photos: Path, encoding: str) -> None:
+    for name in ("Käse.png", "日本.png", "\udcff.png"):
+        shutil.copy(photos / "a.png", photos / name)
+    for output_format in ("table", "csv", "json"):
+        command = [*SCRIPT, "predict", ".", "--model", str(project / "data/model"), "--format", output_format]
+        done = subprocess.run(
+            command, cwd=photos, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
+        )
+        assert done.returncode == 3, done.stderr
+        name = b"K\\u00e4se.png" if output_format == "json" else "Käse.png".encode(encoding, "backslashreplace")
+        assert name in done.stdout
 
 
 def test_script_and_module_behave_alike(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def root(registered: Path, tmp_path: Path) -> Path:
     shutil.copytree(registered, tmp_path, dirs_exist_ok=True)
+    connect(tmp_path)  # reports that the project was copied
     return tmp_path
 
 

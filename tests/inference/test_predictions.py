@@ -34,7 +34,8 @@ def write(output_format: str, *rows: Prediction) -> str:
 
 
 def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: Path) -> None:
-    chunks, counts = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"]), Chunk(list("bcd"), PIXELS[1:4], [])], Counts()
+    chunks = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"], 2), Chunk(list("bcd"), PIXELS[1:4], [], 3)]
+    counts = Counts()
     folder, target = project / "data/model", select_device()
     results = list(predictions.predict_images(folder, chunks, counts, target=target, strict=False, batch_size=4, top=3))
     model, config = saved_model.load_model(folder, target)
@@ -45,7 +46,20 @@ def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: 
         assert prediction.labels == np.argsort(-row)[:3].tolist()
         assert prediction.class_names == [config["classes"][label] for label in prediction.labels]
         assert prediction.confidences == pytest.approx(np.sort(row)[::-1][:3].tolist(), rel=1e-2)  # bfloat16, by batch
-    assert (counts.predicted, counts.skipped) == (4, 1)
+    assert counts == Counts(predicted=4, skipped=1, ignored=5)
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        (Counts(9), ""),
+        (Counts(9, skipped=1), ", 1 skipped"),
+        (Counts(9, skipped=1000, ignored=1), ", 1,000 skipped, 1 other file ignored"),
+        (Counts(9, ignored=2), ", 2 other files ignored"),
+    ],
+)
+def test_skipped_and_ignored_files_are_counted_in_one_line(counts: Counts, text: str) -> None:
+    assert counts.skipped_text() == text
 
 
 def test_a_higher_temperature_tta_lowers_confidences(project: Path, tmp_path: Path) -> None:

@@ -1,18 +1,22 @@
+import asyncio
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
 import pytest
 from conftest import tiny_images
+from mlflow.pyfunc import scoring_server
 from PIL import Image
 
 from cifar_resnet.device import select_device
-from cifar_resnet.inference import image_reader
+from cifar_resnet.inference import image_decoder
 from cifar_resnet.inference.image_reader import Chunk
 from cifar_resnet.inference.predictions import Counts, predict_images
 from cifar_resnet.registry import served_model
@@ -42,11 +46,11 @@ def test_raw_images_keep_every_pixel() -> None:
         assert np.array_equal(served_model.parse_input(images), PIXELS)
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "HEIF"])
 def test_an_image_file_is_scaled_like_a_file_on_disk(image_format: str) -> None:
     content = image_file(image_format)
     (pixels,) = served_model.parse_input(object_array([to_base64(content)]))
-    assert np.array_equal(pixels, image_reader.read_image(io.BytesIO(content)))
+    assert np.array_equal(pixels, image_decoder.read_image(io.BytesIO(content)))
 
 
 @pytest.mark.parametrize(
@@ -62,9 +66,16 @@ def test_an_image_file_is_scaled_like_a_file_on_disk(image_format: str) -> None:
         ((RAW[:1] > 9).tolist(), "bool found"),
         ([[[["a"] * 3] * 32] * 32], "<U1 found"),
         ([[[[10**30] * 3] * 32] * 32], "object found"),
-        (["not base64!"], "image 0: not base64"),
-        (["ä"], "image 0: not base64"),
-        ([to_base64(image_file()), to_base64(b"GIF89a")], "image 1: neither PNG nor JPEG"),
+        (["not base64!"], "image 0: not base64: it contains '!'; A-Z a-z 0-9"),
+        (["ä"], "image 0: not base64: it contains '\\\\xe4'"),
+        (["QUI=QUI="], "image 0: not base64: it contains '='; .* = at the end"),
+        (["QUJDR"], "image 0: not base64: 5 digits found; one more than a multiple of 4"),
+        (["data:image/png,abc"], "image 0: not base64: a data: URL must start like data:image/png;base64,"),
+        (["data:image/png;base64"], "image 0: not base64: a data: URL must start like"),
+        (["\ud800" * 9], "image 0: not base64: it contains"),
+        ([""], "image 0: not readable: not a picture"),
+        ([to_base64(image_file()), to_base64(b"GIF89a")], "image 1: not readable: not a picture"),
+        ([to_base64(image_file()), to_base64(b"text")], r"image 1: .* format \(PNG, JPEG, WEBP, BMP, GIF, TIFF"),
         ([to_base64(image_file()[:99])], r"^image 0: not readable: "),
         (["A" * 20_000_001], "image 0: 20,000,001 characters found; at most 20,000,000 are allowed"),
         (["A"] * 2001, "2,001 images found; at most 2,000 are allowed per request"),
@@ -76,6 +87,67 @@ def test_invalid_input_is_rejected_with_the_reason(value: object, reason: str) -
     raised.value.message = f"Failed to predict data '{value}'"  # as MLflow does
     assert len(raised.value.serialize_as_json()) < 300
     assert raised.value.get_http_status_code() == 400
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        lambda text: "\n".join(text[start : start + 76] for start in range(0, len(text), 76)) + "\n",
+        lambda text: "\r\n\t ".join(text[start : start + 60] for start in range(0, len(text), 60)),
+        lambda text: text.rstrip("="),
+        lambda text: text.rstrip("=") + "====",
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: f"data:image/png;base64,{text}",
+        lambda text: f" DATA:image/png;charset=utf-8;BASE64,{quote(text, safe='')}\n",
+    ],
+)
+def test_every_unambiguous_base64_is_read(variant: Callable[[str], str]) -> None:
+    texts = [to_base64(image_file() + bytes(extra)) for extra in range(3)]  # with and without padding
+    assert any("+" in text and "/" in text for text in texts)
+    expected = served_model.parse_input(object_array(texts))
+    assert np.array_equal(served_model.parse_input(object_array([variant(text) for text in texts])), expected)
+
+
+def respond(app: Any, body: bytes, content_type: str) -> tuple[int, bytes]:
+    """(status, body) of the scoring server's response to a POST, without a server."""
+    messages: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        messages.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/invocations", "query_string": b"", "root_path": "",
+             "headers": [(b"content-type", content_type.encode())]}  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    return messages[0]["status"], b"".join(message.get("body", b"") for message in messages)
+
+
+GARBAGE = [
+    (b"x" * 30_000_000, "application/json", b"valid JSON"),
+    (b"\xff" * 30_000_000, "application/json", b"UnicodeDecodeError"),
+    (b'{"inputs": ["' + b"A" * 30_000_000 + b'"]}', "application/json", b"30,000,000 characters found"),
+    (b'{"inputs": ["' + b"!" * 19_000_000 + b'"]}', "application/json", b"it contains '!'"),
+    (b'{"inputs": {"' + b"x" * 3_000_000 + b'": 1}}', "application/json", b""),
+    (b'{"dataframe_split": "' + b"x" * 3_000_000 + b'"}', "application/json", b""),
+    (b'{"' + b"x" * 3_000_000 + b'": 1}', "application/json", b"exactly one of the input fields"),
+    (b"x" * 3_000_000, "text/csv", b""),
+    (b'"' * 3_000_001, "text/csv", b""),
+    (b"x" * 3_000_000, "application/vnd.apache.parquet", b""),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "reason"), GARBAGE, ids=range(len(GARBAGE)))
+def test_no_error_repeats_the_body_of_a_request(
+    project: Path, body: bytes, content_type: str, reason: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")  # `init` sets it; this restores it
+    app = scoring_server.init(mlflow.pyfunc.load_model(f"models:/{model_name(project)}"))
+    status, response = respond(app, body, content_type)
+    assert 400 <= status < 500
+    assert len(response) < 5_000
+    assert reason in response
 
 
 def test_the_temperature_of_the_config_divides_the_logits(project: Path) -> None:

@@ -1,10 +1,19 @@
+import shutil
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from conftest import stage, tiny_images
 
-from cifar_resnet.registry.versions import delete_duplicates, log_model, versions_of_model
+from cifar_resnet.errors import UserError
+from cifar_resnet.registry.versions import (
+    delete_duplicates,
+    find_version,
+    log_model,
+    to_input_example,
+    versions_of_model,
+)
 from cifar_resnet.tracking.client import connect, create_run
 from cifar_resnet.tracking.run import Run
 
@@ -36,3 +45,37 @@ def test_an_interrupted_registration_keeps_status_and_end_time_of_the_run(
         log_model(Run(client, run_id), tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
     info = client.get_run(run_id).info
     assert (info.status, info.end_time) == ("FINISHED", 1_700_000_000_000)
+
+
+@pytest.mark.parametrize("lost", ["mlartifacts", "mlartifacts/models/{model}/artifacts/artifacts"])
+def test_lost_files_of_a_version_are_restored_with_its_number_alias_and_tags(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("raw", "train_*", "validation_*"))
+    client = connect(root)
+    before = find_version(client, "cifar10-resnet", "champion")
+    assert before is not None
+    shutil.rmtree(root / lost.format(model=before.source.removeprefix("models:/")))
+    stage("register").main(root)
+    assert "the missing files of cifar10-resnet version 1 are restored" in capsys.readouterr().out
+    after = find_version(client, "cifar10-resnet", "champion")
+    assert after is not None
+    decision = {"decision_champion", "decision_reason"}
+    assert (after.version, after.run_id, after.aliases) == (before.version, before.run_id, before.aliases)
+    assert {key: after.tags[key] for key in after.tags.keys() - decision} == {
+        key: before.tags[key] for key in before.tags.keys() - decision
+    }
+    model = mlflow.pyfunc.load_model("models:/cifar10-resnet@champion")
+    assert len(model.predict(to_input_example(tiny_images(1, seed=0).pixels))) == 10
+    stage("register").main(root)
+    assert "restored" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", ["data/model/model.json", "data/evaluation/predictions.csv"])
+def test_a_missing_input_is_an_error_with_the_command_that_creates_it(project: Path, tmp_path: Path, path: str) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("raw", "mlartifacts", "mlflow.db*"))
+    (root / path).unlink()
+    with pytest.raises(UserError, match=f"^{path}: not found; `dvc repro evaluate` restores or creates"):
+        stage("register").main(root)

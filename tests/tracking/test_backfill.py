@@ -1,5 +1,6 @@
 """Backfill of MLflow from DVC's files, in a small Git and DVC project with one result and one experiment."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -164,3 +165,44 @@ def test_a_missing_model_or_project_is_reported(root: Path, tmp_path: Path, caps
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no DVC project with a Git commit"):
         backfill.backfill_runs(tmp_path / "empty")
+
+
+def test_lost_artifacts_are_restored(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backfill.backfill_runs(root)
+    client = connect(root)
+    before = database_content(client)
+    shutil.rmtree(root / "mlartifacts")
+    backfill.backfill_runs(root)
+    assert "added summary, figures" in capsys.readouterr().out
+    after = database_content(client)
+    assert {run_id: (run["artifacts"], run["figures"]) for run_id, run in after.items()} == {
+        run_id: (run["artifacts"], run["figures"]) for run_id, run in before.items()
+    }
+    experiment = client.get_experiment(experiment_id(client))
+    assert experiment.artifact_location == (root / "mlartifacts").as_uri()
+
+
+def test_the_printed_advice_names_missing_inputs_of_register(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "run `dvc repro --force --single-item register`"
+    for path in backfill.REGISTER_INPUTS:
+        (root / path).touch()
+    assert backfill.registry_advice(root).endswith(command)
+    (root / backfill.WEIGHTS).unlink()
+    backfill.backfill_runs(root)
+    assert f"run `dvc repro evaluate`, because {backfill.WEIGHTS} is missing, then" in capsys.readouterr().out
+
+
+def test_a_run_that_mlflow_has_removed_for_good_is_added_again(root: Path) -> None:
+    backfill.backfill_runs(root)
+    client = connect(root)
+    before = database_content(client)
+    copy = get_run(root, IDS["result"]).id
+    client.delete_run(copy)
+    command_line = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", client.tracking_uri, "--run-ids", copy]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": client.tracking_uri}
+    subprocess.run(command_line, env=environment, check=True, capture_output=True)
+    backfill.backfill_runs(root)
+    after = database_content(client)
+    assert set(after) == set(before)
+    assert after[IDS["result"]]["info"]["run_id"] != copy
+    assert after[IDS["result"]]["artifacts"] == before[IDS["result"]]["artifacts"]

@@ -59,7 +59,7 @@ def strip_png(content: bytes, keep_exif: bool) -> bytes:
     """Keep critical chunks, and valid transparency."""
     view, position = memoryview(content), 8
     parts = [view[:position]]
-    transparency_bytes = {0: 2, 2: 6}.get(content[25])  # by color type
+    transparency_bytes = {b"\0": 2, b"\2": 6}.get(content[25:26])  # by color type
     while position + 12 <= len(content):
         length, kind = int.from_bytes(content[position : position + 4], "big"), content[position + 4 : position + 8]
         critical = not kind[0] & 0x20

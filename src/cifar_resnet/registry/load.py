@@ -67,9 +67,9 @@ def find_registered(root: Path, requested: str | None, stack: ExitStack) -> tupl
     if client is None:
         return None
     if requested is not None and is_uri:
-        return model_folder(requested, stack), requested
+        return model_folder(requested, stack, root), requested
     name = load_params(root / "params.yaml").register_.model_name
     version = find_version(client, name, requested or "champion")
     if version is None:
         return None
-    return model_folder(f"models:/{name}/{version.version}", stack), f"{name} version {version.version}"
+    return model_folder(f"models:/{name}/{version.version}", stack, root), f"{name} version {version.version}"

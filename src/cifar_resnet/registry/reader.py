@@ -11,21 +11,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 from sqlalchemy import URL
 
-from cifar_resnet.errors import UserError
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry.versions import download_uri
-from cifar_resnet.tracking.client import HTTP_LIMITS
-from cifar_resnet.tracking.run import connection_error
-
-SQLITE = "sqlite:///"
+from cifar_resnet.tracking.location import (
+    CONNECTION_LIMITS,
+    local_artifact_path,
+    local_database,
+    set_tracking_uri,
+    tracking_uri,
+    unusable_error,
+)
 
 
 @contextmanager
@@ -35,21 +36,20 @@ def open_registry(root: Path) -> Iterator[MlflowClient | None]:
     Raises:
         UserError: if the database or server cannot be read.
     """
-    home = Path(os.environ.get("DVC_ROOT", root)).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}{home / 'mlflow.db'}"
-    database = home / uri.removeprefix(SQLITE) if uri.startswith(SQLITE) else None
+    uri = tracking_uri(root)
+    database = local_database(uri)
     if database is not None and not (database.exists() and database.stat().st_size):
         yield None
         return
     with ExitStack() as stack:
         try:
-            mlflow.set_tracking_uri(uri if database is None else stack.enter_context(readable_database(database)))
-            for key, value in HTTP_LIMITS.items():
+            set_tracking_uri(uri if database is None else stack.enter_context(readable_database(database)))
+            for key, value in CONNECTION_LIMITS.items():
                 os.environ.setdefault(key, value)
             client = MlflowClient()
             client.search_registered_models(max_results=1)
         except Exception as error:
-            raise UserError(f"{connection_error(uri, error)}; start it or unset MLFLOW_TRACKING_URI") from None
+            raise unusable_error(uri, error) from None
         yield client
 
 
@@ -63,18 +63,18 @@ def readable_database(database: Path) -> Iterator[str]:
     Raises:
         sqlite3.Error: if the database cannot be read.
     """
-    try:
-        yield checked_uri(database, "mode=rw")  # creates no database; opens read-only without permission to write
-        return
-    except sqlite3.OperationalError:
-        log = database.with_name(f"{database.name}-wal")
-        if not (log.exists() and log.stat().st_size):
-            uri = checked_uri(database, "immutable=1")
-            yield uri
-            return
-    with tempfile.TemporaryDirectory() as scratch:
-        copies = [shutil.copy(path, scratch) for path in (database, log)]
-        yield checked_uri(Path(copies[0]), "mode=rw")
+    log = database.with_name(f"{database.name}-wal")
+    with ExitStack() as stack:
+        try:
+            uri = checked_uri(database, "mode=rw")  # creates no database; opens read-only without permission to write
+        except sqlite3.OperationalError:
+            if log.exists() and log.stat().st_size:
+                scratch = stack.enter_context(tempfile.TemporaryDirectory())
+                copies = [shutil.copy(path, scratch) for path in (database, log)]
+                uri = checked_uri(Path(copies[0]), "mode=rw")
+            else:
+                uri = checked_uri(database, "immutable=1")
+        yield uri
 
 
 def checked_uri(database: Path, option: str) -> str:
@@ -91,7 +91,7 @@ def checked_uri(database: Path, option: str) -> str:
     return uri.render_as_string()  # for a URI with sqlite:///, MLflow would create the folder "file:"
 
 
-def model_folder(uri: str, stack: ExitStack) -> Path:
+def model_folder(uri: str, stack: ExitStack, root: Path) -> Path:
     """The folder with a registered model's files: in place if they are on this machine, otherwise a download.
 
     Args:
@@ -101,19 +101,19 @@ def model_folder(uri: str, stack: ExitStack) -> Path:
     Raises:
         UserError: if MLflow cannot provide the model.
     """
-    folder = local_folder(uri)
+    folder = local_folder(uri, root)
     if folder is None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         download_uri(uri, folder)
     return folder
 
 
-def local_folder(uri: str) -> Path | None:
+def local_folder(uri: str, root: Path) -> Path | None:
     """The folder of a models:/ URI on this machine, or None."""
     try:
-        parts = urlsplit(ModelsArtifactRepository.get_underlying_uri(uri))
+        path = local_artifact_path(ModelsArtifactRepository.get_underlying_uri(uri), root)
     except MlflowException:  # runs:/ or unknown; the download reports the reason
         return None
-    folder = Path(unquote(parts.path)) / "artifacts"
-    is_local = parts.scheme in ("", "file") and all((folder / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE))
-    return folder if is_local else None
+    if path is None or not all((path / "artifacts" / name).is_file() for name in (WEIGHTS_FILE, CONFIG_FILE)):
+        return None
+    return path / "artifacts"

@@ -1,16 +1,18 @@
-"""The model that MLflow serves: raw images or image files in, probabilities out.
+"""The model that MLflow serves: raw images or picture files in, probabilities out.
 
 MLflow reads a request completely before it calls `predict`. MAX_IMAGES and MAX_CHARACTERS therefore limit the work,
 not the size of a request; a public server needs a proxy that limits the request body.
 """
 
 import base64
-import binascii
 import json
+import re
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import mlflow.models
 import numpy as np
@@ -25,14 +27,15 @@ from cifar_resnet import device
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import image_reader, predictor
+from cifar_resnet.inference.image_formats import FORMATS
 from cifar_resnet.inference.predictor import softmax
 from cifar_resnet.models import saved_model
 
 BATCH_SIZE = 256
 MAX_IMAGES = 2_000
-MAX_CHARACTERS = 20_000_000  # of one image file in base64: 15 MB
-IMAGE_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
-ACCEPTED = "integers 0 to 255 of shape (N, 32, 32, 3), or N strings, each a PNG or JPEG file in base64"
+MAX_CHARACTERS = 20_000_000  # of one picture file in base64: 15 MB
+MAX_MESSAGE = 1_000  # characters of an error message
+ACCEPTED = f"integers 0 to 255 of shape (N, 32, 32, 3), or N strings, each a file ({', '.join(FORMATS)}) in base64"
 # With uint8, MLflow would truncate 0.5 to 0 and reject strings. With object, all input reaches `predict` unchanged.
 SIGNATURE = ModelSignature(
     inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
@@ -58,9 +61,10 @@ class InvalidInput(MlflowException):  # type: ignore[misc]
 
 
 class ServedModel(PythonModel):  # type: ignore[misc]
-    """Input: uint8 (N, 32, 32, 3), channels R, G, B; or N base64 strings of PNG or JPEG files of any size."""
+    """Input: uint8 (N, 32, 32, 3), channels R, G, B; or N base64 strings of picture files."""
 
     def load_context(self, context: PythonModelContext) -> None:
+        limit_error_messages()
         folder = Path(context.artifacts["weights"]).parent
         self.device = device.select_device()
         self.model, self.config = saved_model.load_model(folder, self.device)
@@ -110,19 +114,12 @@ def parse_input(images: np.ndarray[Any, Any]) -> Pixels:
 
 
 def decode_base64_image(text: str, name: str) -> Pixels:
-    """Decode a base64 PNG or JPEG to uint8 (3, 32, 32), scaled as `image_reader` scales a file.
+    """Decode a picture in base64 to uint8 (3, 32, 32), scaled as `image_reader` scales a file.
 
     Raises:
-        InvalidInput: if the text is too long, not base64, or not a readable image.
+        InvalidInput: if the text is too long, not base64, or not a readable picture.
     """
-    if len(text) > MAX_CHARACTERS:
-        raise InvalidInput(f"{name}: {len(text):,} characters found; at most {MAX_CHARACTERS:,} are allowed")
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"{name}: not base64 ({error})") from None
-    if not content.startswith(IMAGE_SIGNATURES):
-        raise InvalidInput(f"{name}: neither PNG nor JPEG")
+    content = decode_base64(text, name)
     read = partial(image_reader.single_image, name, partial(BytesIO, content))
     [image] = image_reader.catch_read_errors(name, read)
     if isinstance(image, UserError):
@@ -130,6 +127,53 @@ def decode_base64_image(text: str, name: str) -> Pixels:
     assert image is not None  # only folders and zips yield None
     (pixels,) = image[1]
     return np.asarray(pixels)
+
+
+def decode_base64(text: str, name: str) -> bytes:
+    """Decode base64 in the standard or the URL-safe alphabet, with or without padding, white space and data: prefix.
+
+    Raises:
+        InvalidInput: if the text is too long or something else.
+    """
+    text = text.strip()
+    if text[:5].lower() == "data:":
+        header, comma, text = text.partition(",")
+        if not comma or not header.lower().endswith(";base64"):
+            raise InvalidInput(f"{name}: not base64: a data: URL must start like data:image/png;base64,")
+        text = unquote(text)
+    digits = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    if len(digits) > MAX_CHARACTERS:
+        raise InvalidInput(f"{name}: {len(digits):,} characters found; at most {MAX_CHARACTERS:,} are allowed")
+    invalid = re.search(r"[^A-Za-z0-9+/]", digits)
+    if invalid is not None:
+        raise InvalidInput(
+            f"{name}: not base64: it contains {invalid[0]!a}; A-Z a-z 0-9 + / - _ are allowed, = at the end"
+        )
+    if len(digits) % 4 == 1:
+        raise InvalidInput(
+            f"{name}: not base64: {len(digits):,} digits found; one more than a multiple of 4 encodes no bytes"
+        )
+    return base64.b64decode(digits + "=" * (-len(digits) % 4))
+
+
+def limit_error_messages() -> None:
+    """Shorten the texts of MLflow's errors in HTTP responses; some repeat the body of the request."""
+    if getattr(MlflowException.serialize_as_json, "is_limited", False):
+        return
+    serialize: Callable[[MlflowException], str] = MlflowException.serialize_as_json
+
+    def serialize_shortened(error: MlflowException) -> str:
+        values = json.loads(serialize(error))
+        return json.dumps({key: shorten(value) if isinstance(value, str) else value for key, value in values.items()})
+
+    serialize_shortened.is_limited = True  # type: ignore[attr-defined]
+    MlflowException.serialize_as_json = serialize_shortened
+
+
+def shorten(text: str) -> str:
+    """The text, without its middle if it is longer than MAX_MESSAGE."""
+    half = MAX_MESSAGE // 2
+    return text if len(text) <= MAX_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 mlflow.models.set_model(ServedModel())

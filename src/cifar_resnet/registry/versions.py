@@ -1,5 +1,7 @@
 """Versions in MLflow's model registry: each with the code, weights and package list that it needs for serving."""
 
+import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -11,6 +13,9 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
@@ -21,12 +26,13 @@ from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
 IDENTITY_TAGS = ("model", "test_data")
+MODEL_FILES = {"MLmodel", "code", Path(served_model.__file__).name}
 
 
 def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
     """Log the model to its run, register it, and return the version.
 
-    A model that is already registered keeps its version and gets the tags that are missing.
+    A model that is already registered keeps its version and gets the tags and files that are missing.
 
     Args:
         run: the run that trained the model.
@@ -39,6 +45,7 @@ def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any],
     if registered:
         for key in values.keys() - registered[0].tags.keys():
             run.client.set_model_version_tag(name, registered[0].version, key, values[key])
+        restore_files(registered[0], folder, example)
         return int(registered[0].version)
     info = log_model(run, folder, example)
     with suppress(MlflowException):  # the name exists, or the next call reports the error
@@ -51,20 +58,43 @@ def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any],
 
 def log_model(run: Run, folder: Path, example: Pixels) -> Any:
     """Log the model to its run: a safetensors file and the code that loads it."""
-    source, run_info = Path(served_model.__file__), run.client.get_run(run.id).info
+    run_info = run.client.get_run(run.id).info
     try:
         with mlflow.start_run(run_id=run.id):
-            return mlflow.pyfunc.log_model(
-                name="model",
-                python_model=str(source),
-                artifacts={"weights": str(folder / WEIGHTS_FILE), "config": str(folder / CONFIG_FILE)},
-                code_paths=[str(source.parents[1])],  # the package folder cifar_resnet
-                signature=served_model.SIGNATURE,
-                input_example=example,
-                pip_requirements=[f"{package}=={installed(package)}" for package in PIP_REQUIREMENTS],
-            )
+            return mlflow.pyfunc.log_model(name="model", **model_options(folder, example))
     finally:  # start_run changes status and end time, but the training finished earlier
         run.client.set_terminated(run.id, "FINISHED", run_info.end_time)
+
+
+def model_options(folder: Path, example: Pixels) -> dict[str, Any]:
+    """Arguments of MLflow for the model in `folder`."""
+    source = Path(served_model.__file__)
+    return {
+        "python_model": str(source),
+        "artifacts": {"weights": str(folder / WEIGHTS_FILE), "config": str(folder / CONFIG_FILE)},
+        "code_paths": [str(source.parents[1])],  # the package folder cifar_resnet
+        "signature": served_model.SIGNATURE,
+        "input_example": example,
+        "pip_requirements": [f"{package}=={installed(package)}" for package in PIP_REQUIREMENTS],
+    }
+
+
+def restore_files(version: ModelVersion, folder: Path, example: Pixels) -> None:
+    """Write the files of a version again if the model, its code or its weights are missing."""
+    uri = f"models:/{version.name}/{version.version}"
+    if stored_files(uri) >= MODEL_FILES and stored_files(f"{uri}/artifacts") >= {WEIGHTS_FILE, CONFIG_FILE}:
+        return
+    with tempfile.TemporaryDirectory() as name:
+        model = Model(run_id=version.run_id, model_id=version.source.removeprefix("models:/"))
+        mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **model_options(folder, example))
+        target = ModelsArtifactRepository.get_underlying_uri(uri)
+        get_artifact_repository(target).log_artifacts(f"{name}/model")
+    print(f"register: the missing files of {version.name} version {version.version} are restored")
+
+
+def stored_files(uri: str) -> set[str]:
+    """Names of the files in a folder of a model; empty if there is none."""
+    return {Path(file.path).name for file in mlflow.artifacts.list_artifacts(artifact_uri=uri) or ()}
 
 
 def versions_of_model(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
@@ -115,7 +145,21 @@ def download_uri(uri: str, folder: Path) -> None:
         for file in (WEIGHTS_FILE, CONFIG_FILE):
             (folder / "artifacts" / file).replace(folder / file)
     except (OSError, MlflowException) as error:
-        raise UserError(f"{uri}: MLflow cannot provide the model ({error})") from None
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{uri}: MLflow cannot provide the model ({reason}); if it is the model in data/model, "
+            "`dvc repro --force --single-item register` restores it"
+        ) from None
+
+
+def require_files(root: Path, paths: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: if a file does not exist; DVC does not check the outputs of other stages with --single-item.
+    """
+    missing = [path for path in paths if not (root / path).exists()]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: not found; `dvc repro evaluate` restores or creates what is missing")
 
 
 def to_input_example(pixels: Pixels) -> Pixels:

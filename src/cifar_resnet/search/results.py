@@ -2,17 +2,16 @@
 
 import csv
 import difflib
-import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write
 from cifar_resnet.params.file import Params, parse_yaml, replace_values, with_overrides
+from cifar_resnet.params.overrides import to_hydra
 from cifar_resnet.search.trial import TrialResult
 
 COLUMNS = ("number", "outcome", "accuracy", "epochs", "parameters", "multiply_adds", "seconds", "reason", "retry_of")
@@ -41,12 +40,7 @@ def training_command(result: TrialResult, *options: str) -> list[str]:
 
 
 def override_arguments(result: TrialResult) -> list[str]:
-    return [f"{name}={to_yaml(value)}" for name, value in result.overrides.items()]
-
-
-def to_yaml(value: Any) -> str:
-    """A value in one line, for `dvc exp run -S` and params.yaml."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    return [f"{name}={to_hydra(value)}" for name, value in result.overrides.items()]
 
 
 def results_table(results: Sequence[TrialResult], top: int) -> str:
@@ -67,7 +61,7 @@ def write_trials_csv(path: Path, results: Sequence[TrialResult]) -> None:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow([*COLUMNS, *names])
         for result in results:
-            values = [to_yaml(result.overrides[name]) if name in result.overrides else "" for name in names]
+            values = [to_hydra(result.overrides[name]) if name in result.overrides else "" for name in names]
             table.writerow([*(getattr(result, column) for column in COLUMNS), *values])
 
 
@@ -75,8 +69,11 @@ def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) ->
     """Add full trainings of trials to DVC's queue.
 
     Raises:
-        UserError: if DVC reports an error; the trials before it are in the queue.
+        UserError: if DVC cannot run a queue, or reports an error; the trials before it are in the queue.
     """
+    from cifar_resnet.versioning.revisions import require_ascii_paths
+
+    require_ascii_paths(root)
     for result in results:
         command = training_command(result, "--queue", "--name", f"{study}-trial-{result.number}")
         done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)

@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_resnet.params.file import Params
 
+RUN_STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # in MLflow
 MAX_ATTEMPTS = 3  # then the trial fails: it may need more memory than the machines have
 
 

@@ -26,9 +26,9 @@ from cifar_resnet.params.search_schema import SearchParams
 from cifar_resnet.progress import ProgressBar, progress_bar
 from cifar_resnet.search.results import rank_trials
 from cifar_resnet.search.study import Study, TakenOverError
-from cifar_resnet.search.trial import SearchTrial, TrialResult
-from cifar_resnet.tracking.client import create_search_run, create_trial_run, end_run
-from cifar_resnet.tracking.run import Run
+from cifar_resnet.search.trial import RUN_STATUS, SearchTrial, TrialResult
+from cifar_resnet.tracking.run import NullRun, Run
+from cifar_resnet.tracking.search_runs import create_trial_run_or_null, end_run, find_or_create_search_run
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.history import EpochRecord
 from cifar_resnet.training.loader import BatchLoader
@@ -37,7 +37,6 @@ from cifar_resnet.training.loop import fit, init_train_state
 PREPARED = "data/prepared"
 SCRATCH = "data/scratch"
 POLL_SECONDS = 2.0  # between two checks of the trials that other workers train
-RUN_STATUS = {"finished": "FINISHED", "pruned": "FINISHED", "failed": "FAILED", "killed": "KILLED"}  # in MLflow
 
 
 class ProgressReporter:
@@ -86,11 +85,9 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
     disable_malloc_trim()
     data = load_search_data(root, params.search)
     study = Study(root, params, file_hash(root / PREPARED / "train_images.npy"))
-    with study.lock():
-        if study.mlflow_run is None:
-            name = f"search {params.search.study}"
-            study.mlflow_run = create_search_run(root, name, {"search": params.search.model_dump()})
-    end_run(root, str(study.mlflow_run), "RUNNING")
+    search_run = open_search_run(root, study)
+    if search_run:
+        end_run(root, search_run, "RUNNING")
     deadline = time.monotonic() + 60 * minutes
     with stop_on_signal() as stop_event, progress_bar("search", limit) as bar:
         reporter = ProgressReporter(study, bar, limit, deadline)
@@ -99,15 +96,33 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
         try:
             while (trial := next_trial(root, study, reporter, stop_event)) is not None:
                 try:
-                    run_trial(root, study, trial, data, reporter, stop_event)
+                    run_trial(root, study, trial, data, reporter, stop_event, search_run)
                 except TakenOverError:
                     bar.print(f"trial {trial.number} was given to another worker: this worker's heartbeat was too late")
                 gc.collect()
                 reporter.refresh()
             reporter.refresh()  # the last trials may be other workers'
         finally:
-            end_run(root, str(study.mlflow_run), search_status(study, limit))
+            if search_run:
+                end_run(root, search_run, search_status(study, limit))
     return study
+
+
+def open_search_run(root: Path, study: Study) -> str | None:
+    """The id of the search's MLflow run, a new one if there is none; None if tracking is disabled.
+
+    Raises:
+        UserError: if MLflow cannot be used.
+    """
+    search = study.params.search
+    if not study.params.tracking.enabled:
+        return None
+    with study.lock():
+        name, values = f"search {search.study}", {"search": search.model_dump()}
+        run_id = find_or_create_search_run(root, study.mlflow_run, name, values)
+        if run_id != study.mlflow_run:
+            study.mlflow_run = run_id
+    return run_id
 
 
 def next_trial(root: Path, study: Study, reporter: ProgressReporter, stop_event: Event) -> SearchTrial | None:
@@ -115,14 +130,16 @@ def next_trial(root: Path, study: Study, reporter: ProgressReporter, stop_event:
 
     Waits while other workers train the last trials, because a trial of a worker that dies is queued again.
     """
-    closed: set[str] = set()
+    closed, is_tracked = set[str](), study.params.tracking.enabled
     while time.monotonic() < reporter.deadline:
         if stop_event.is_set():
             raise KeyboardInterrupt("run the same command to continue")
         trial = study.ask(reporter.limit)
         results = study.results()
         for result in results:
-            if result.outcome in {"killed", "failed"} and result.mlflow_run and result.mlflow_run not in closed:
+            if not is_tracked or result.mlflow_run is None or result.mlflow_run in closed:
+                continue
+            if result.outcome in {"killed", "failed"}:
                 # a worker killed between run.end and study.tell leaves a finished run of a trial that is queued again
                 statuses = ("RUNNING", "FINISHED") if result.outcome == "killed" else ("RUNNING",)
                 end_run(root, result.mlflow_run, "KILLED", only_from=statuses)
@@ -141,17 +158,23 @@ def run_trial(
     data: tuple[Images, Images, Any],
     reporter: ProgressReporter,
     stop_event: Event,
+    search_run: str | None,
 ) -> None:
     """Train a trial and store its outcome in the study and in MLflow.
+
+    Args:
+        search_run: id of the search's MLflow run; None without MLflow.
 
     Raises:
         KeyboardInterrupt: after a step, once `stop_event` is set.
         TakenOverError: if another worker has the trial.
     """
     start, outcome, reason = time.monotonic(), "killed", ""
-    run = create_trial_run(root, f"trial {trial.number}", str(study.mlflow_run), {"trial": trial.number})
-    study.set_user_attr(trial, "mlflow_run", run.id)
+    run: Run = NullRun()
     try:
+        run = create_trial_run_or_null(root, trial.number, search_run)
+        if not isinstance(run, NullRun):
+            study.set_user_attr(trial, "mlflow_run", run.id)
         run.log_params({"model": trial.params.model.model_dump(), "train": trial.params.train.model_dump()})
         run.log_metrics({"parameters": trial.parameters, "multiply_adds": trial.multiply_adds})
         outcome = train_trial(study, trial, data, run, reporter, stop_event)

@@ -21,6 +21,7 @@ CONFIG, HISTORY, WEIGHTS = "data/model/model.json", "data/model/history.csv", "d
 STATISTICS = "data/prepared/statistics.json"
 EVALUATION = "data/evaluation"
 COMPLETE = "complete"
+REGISTER_INPUTS = (CONFIG, WEIGHTS, f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv")
 FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, f"{EVALUATION}/metrics.json", f"{EVALUATION}/**/*.png")
 
 
@@ -41,7 +42,14 @@ def backfill_runs(root: Path) -> None:
     num_complete = sum(result == COMPLETE for result in results.values())
     print(f"backfill: {len(results)} runs, {num_complete} already complete")
     if num_complete < len(results):
-        print("backfill: to restore a lost registry as well, run `dvc repro --force --single-item register`")
+        print(f"backfill: {registry_advice(root)}")
+
+
+def registry_advice(root: Path) -> str:
+    """The commands that restore a lost registry."""
+    missing = [path for path in REGISTER_INPUTS if not (root / path).exists()]
+    first = f"`dvc repro evaluate`, because {', '.join(missing)} is missing, then " if missing else ""
+    return f"to restore a lost registry as well, run {first}`dvc repro --force --single-item register`"
 
 
 def backfill_run(client: MlflowClient, root: Path, revision: Revision, folder: Path, original: str) -> str:

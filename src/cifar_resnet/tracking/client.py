@@ -4,56 +4,83 @@ import logging
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
-import mlflow
+import sqlalchemy
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.schema import TrackingParams
-from cifar_resnet.tracking.run import NullRun, Run, connection_error
+from cifar_resnet.tracking.location import (
+    CONNECTION_LIMITS,
+    STATE_FOLDER_TAG,
+    artifact_folder,
+    connection_error,
+    is_database,
+    local_database,
+    move_artifact_paths,
+    project_home,
+    set_tracking_uri,
+    tracking_uri,
+    unusable_error,
+)
+from cifar_resnet.tracking.run import NullRun, Run
 from cifar_resnet.versioning import provenance
 
 EXPERIMENT = "cifar10-resnet"
 ORIGINAL_RUN_TAG = "original_run"  # run id in the database where the model was trained
-HTTP_LIMITS = {  # MLflow's defaults are 7 retries and 120 seconds
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
-}
+MISSING_RUN_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 LOCK_SECONDS = 600.0
 
 
 def connect(root: Path) -> MlflowClient:
-    """A client for MLFLOW_TRACKING_URI or, if that is not set, for mlflow.db at the project's root.
+    """A client for `tracking_uri(root)`, where the experiment exists.
 
-    Under `dvc exp run --temp` the working directory is a temporary copy, and DVC_ROOT names the project's root.
+    A deleted experiment is restored. In a local database, the paths of artifacts are those of this project.
 
     Raises:
         UserError: if the database or server cannot be used.
     """
-    home = Path(os.environ.get("DVC_ROOT", root)).resolve()
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
+    uri, home = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", project_home(root)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry
-    for key, value in HTTP_LIMITS.items():
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
+    for key, value in CONNECTION_LIMITS.items():
         os.environ.setdefault(key, value)
-    local = urlsplit(uri).scheme == "sqlite"
     try:
-        with FileLock(f"{home / 'mlflow.db'}.new") if local else nullcontext():
+        uri = tracking_uri(root)
+        database = local_database(uri)
+        set_tracking_uri(uri)
+        if database is not None:
+            database.parent.mkdir(parents=True, exist_ok=True)
+        elif is_database(uri):  # MLflow would retry for minutes
+            with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect():
+                pass
+        with FileLock(f"{database}.new") if database else nullcontext():
             client = MlflowClient()
-            if client.get_experiment_by_name(EXPERIMENT) is None:
-                _create_experiment(client, (home / "mlartifacts").as_uri() if local else None)
-                if local:
-                    _enable_wal(urlsplit(uri).path[1:])
+            _prepare_experiment(client, home, uri)
     except Exception as error:
-        raise UserError(f"{connection_error(uri, error)}; start it or unset MLFLOW_TRACKING_URI") from None
+        raise unusable_error(uri, error) from None
     return client
+
+
+def _prepare_experiment(client: MlflowClient, home: Path, uri: str) -> None:
+    """Create the experiment, or restore and move it. A server decides itself where artifacts are."""
+    experiment, database = client.get_experiment_by_name(EXPERIMENT), local_database(uri)
+    if experiment is None:
+        _create_experiment(client, artifact_folder(home).as_uri() if is_database(uri) else None)
+        if database:
+            _enable_wal(database)
+        return
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+        print(f"MLflow: the deleted experiment {EXPERIMENT} is restored, with its runs")
+    if database and move_artifact_paths(database, home, experiment.artifact_location):
+        print(f"MLflow: the project was moved or copied; artifacts now go to {artifact_folder(home)}")
 
 
 def _create_experiment(client: MlflowClient, artifacts: str | None) -> None:
@@ -65,7 +92,7 @@ def _create_experiment(client: MlflowClient, artifacts: str | None) -> None:
             raise
 
 
-def _enable_wal(database: str) -> None:
+def _enable_wal(database: Path) -> None:
     """Turn on write-ahead logging, so that a writer does not lock out `mlflow ui` and other writers.
 
     The setting is stored in the database.
@@ -103,7 +130,7 @@ def _training_run(root: Path, name: str, folder: Path, is_active: Callable[[Path
     with require_mlflow(client):
         run_id = _unfinished_run(client, location, is_active)
         if run_id is None:
-            run_id = create_run(client, name, provenance.provenance_tags(root) | {"scratch": location})
+            run_id = create_run(client, name, provenance.provenance_tags(root) | {STATE_FOLDER_TAG: location})
         client.update_run(run_id, status="RUNNING")
         return Run(client, run_id)
 
@@ -142,13 +169,16 @@ def find_run(client: MlflowClient, run_id: str) -> str | None:
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        if error.error_code not in MISSING_RUN_ERRORS:
             raise
-        copies = client.search_runs([experiment_id(client)], f"tags.{ORIGINAL_RUN_TAG} = '{run_id}'", max_results=1)
-        return str(copies[0].info.run_id) if copies else None
+        query = f"tags.{ORIGINAL_RUN_TAG} = '{run_id}'"
+        copies = client.search_runs([experiment_id(client)], query, ViewType.ALL)
+        if not copies:
+            return None
+        run = min(copies, key=lambda copy: copy.info.lifecycle_stage)  # active before deleted
     if run.info.lifecycle_stage == "deleted":
-        client.restore_run(run_id)
-    return run_id
+        client.restore_run(run.info.run_id)
+    return str(run.info.run_id)
 
 
 @contextmanager
@@ -171,12 +201,12 @@ def _unfinished_run(client: MlflowClient, location: str, is_active: Callable[[Pa
     unfinished = [
         run
         for run in client.search_runs([experiment_id(client)], "attributes.status != 'FINISHED'", max_results=1000)
-        if run.data.tags.get("scratch", "").startswith(f"{parent}/")  # MLflow's LIKE cannot escape ' % _
+        if run.data.tags.get(STATE_FOLDER_TAG, "").startswith(f"{parent}/")  # MLflow's LIKE cannot escape ' % _
     ]
     for run in unfinished:
-        if run.info.status == "RUNNING" and not is_active(Path(run.data.tags["scratch"].split(":", 1)[1])):
+        if run.info.status == "RUNNING" and not is_active(Path(run.data.tags[STATE_FOLDER_TAG].split(":", 1)[1])):
             client.set_terminated(run.info.run_id, "KILLED")
-    return next((str(run.info.run_id) for run in unfinished if run.data.tags["scratch"] == location), None)
+    return next((str(run.info.run_id) for run in unfinished if run.data.tags[STATE_FOLDER_TAG] == location), None)
 
 
 def create_run(client: MlflowClient, name: str, tags: dict[str, str], start_time: int | None = None) -> str:
@@ -191,41 +221,6 @@ def experiment_id(client: MlflowClient) -> str:
     return str(experiment.experiment_id)
 
 
-def create_search_run(root: Path, name: str, values: dict[str, Any]) -> str:
-    """Create the parent run of a search's trials and return its id."""
-    client = connect(root)
-    run = Run(client, create_run(client, name, provenance.provenance_tags(root)))
-    run.log_params(values)
-    return run.id
-
-
-def create_trial_run(root: Path, name: str, parent: str, tags: dict[str, Any]) -> Run:
-    """Create a run that MLflow shows below `parent`; the caller ends it with `Run.end`."""
-    client = connect(root)
-    run = Run(client, create_run(client, name, provenance.provenance_tags(root) | {"mlflow.parentRunId": parent}))
-    run.set_tags(tags)
-    return run
-
-
-def end_run(root: Path, run_id: str, status: str, *, only_from: Collection[str] = ()) -> None:
-    """Set the status of a run; a run that is not in the database is reported and skipped.
-
-    Args:
-        status: FINISHED, FAILED, KILLED or RUNNING.
-        only_from: change the status only if it is one of these; by default always.
-    """
-    client = connect(root)
-    try:
-        if only_from and client.get_run(run_id).info.status not in only_from:
-            return
-        if status == "RUNNING":
-            client.update_run(run_id, status=status)
-        else:
-            client.set_terminated(run_id, status)
-    except MlflowException as error:
-        print(f"MLflow has no run {run_id} of this search: {error}")
-
-
 @contextmanager
 def registry_lock(client: MlflowClient, root: Path) -> Iterator[None]:
     """Let one process at a time register a version or change the champion.
@@ -237,10 +232,7 @@ def registry_lock(client: MlflowClient, root: Path) -> Iterator[None]:
     Raises:
         UserError: if another process holds the lock for LOCK_SECONDS.
     """
-    uri = urlsplit(client.tracking_uri)
-    home = Path(os.environ.get("DVC_ROOT", root)).resolve()
-    database = Path(uri.path[1:]) if uri.scheme == "sqlite" else home / "mlflow.db"
-    path = Path(f"{database}.lock")
+    path = Path(f"{local_database(client.tracking_uri) or project_home(root) / 'mlflow.db'}.lock")
     try:
         with FileLock(path, timeout=LOCK_SECONDS):
             yield

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import mlflow.data.meta_dataset
 from mlflow import MlflowClient
@@ -19,6 +18,7 @@ from mlflow.utils.time import get_current_time_millis
 from cifar_resnet.files import read_json
 from cifar_resnet.params.file import flatten
 from cifar_resnet.progress import progress_bar
+from cifar_resnet.tracking.location import connection_error
 from cifar_resnet.training.history import EpochRecord, StepRecord
 
 EPOCH_METRIC = "train_loss"  # its steps are the logged epochs
@@ -32,11 +32,15 @@ class Run:
     """An MLflow run, addressed by its id, without global state.
 
     While MLflow is not reachable, writes wait in `pending`, in order, until it is reachable again.
+
+    Args:
+        completed_by: the command that completes the run if it ends with pending writes, for a message.
     """
 
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, run_id: str, completed_by: str = "make mlflow-backfill") -> None:
         self.client = client
         self.id = run_id
+        self.completed_by = completed_by
         stored = client.get_run(run_id).data
         self.tags, self.logged_params = dict(stored.tags), set(stored.params)
         self.logged_epochs = {metric.step for metric in client.get_metric_history(run_id, EPOCH_METRIC)}
@@ -124,7 +128,7 @@ class Run:
             self.pending.append(("set_terminated", {"status": status, "end_time": end_time}))
         self._send_pending()
         if self.pending and status in {None, "FINISHED"}:
-            print(f"MLflow run {self.id} is incomplete; `make mlflow-backfill` completes it once MLflow is reachable")
+            print(f"MLflow run {self.id} is incomplete; `{self.completed_by}` completes it once MLflow is reachable")
 
     def _description(self, *first: str) -> str:
         return "\n\n".join([*first, *(self.tags[key] for key in (SUMMARY_TAG, REPRODUCE_TAG) if key in self.tags)])
@@ -179,14 +183,6 @@ def prefixed_test_metrics(folder: Path) -> dict[str, float]:
     path = folder / "metrics.json"
     metrics = read_json(path) if path.exists() else {}
     return {f"test_{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
-
-
-def connection_error(uri: str, error: Exception) -> str:
-    """The error as one line, without a password that the URI may contain."""
-    parts = urlsplit(uri)
-    safe_uri = parts._replace(netloc=parts.hostname or "").geturl()
-    reason = " ".join(str(error).replace(parts.netloc or uri, parts.hostname or uri).split())[:200]
-    return f"MLflow at {safe_uri} cannot be used ({reason})"
 
 
 def follow_training(

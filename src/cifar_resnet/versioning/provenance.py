@@ -1,18 +1,16 @@
 """Provenance of a run: commit, DVC experiment, uncommitted changes, and the commands that reproduce it."""
 
-import json
 import os
-import re
 import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import Params, flatten, params_summary, raw_sections
+from cifar_resnet.params.overrides import to_hydra
 
 TRAINING_SECTIONS = ("preprocess.", "model.", "train.")
 PIPELINE_OUTPUTS = ("dvc.lock", "data/")
@@ -74,7 +72,7 @@ def params_overrides(root: Path, commit: str, text: str) -> list[str]:
     old, new = flatten(before), flatten(after)
     changed = [key for key, value in new.items() if old.get(key, ...) != value]
     return [
-        *(f"{'' if key in old else '+'}{key}={_to_hydra(new[key])}" for key in changed),
+        *(f"{'' if key in old else '+'}{key}={to_hydra(new[key])}" for key in changed),
         *(f"~{key}" for key in old if key not in new),
     ]
 
@@ -132,17 +130,6 @@ def last_commit_of(root: Path, path: str, revision: str = "") -> str:
         return _git(root, "rev-list", "--max-count=1", revision or "HEAD", "--", path)
     except GitError:
         return ""
-
-
-def _to_hydra(value: Any) -> str:
-    """The value as `dvc exp run -S` reads it: JSON, but simple words without quotes."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_to_hydra, value))}]"
-    if not isinstance(value, str):
-        return json.dumps(value)
-    if re.fullmatch(r"[^\W\d][\w./-]*", value) and value.lower() not in {"true", "false", "null", "nan", "inf"}:
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -81,3 +81,25 @@ def dvc_md5(root: Path, revision: Revision, path: str) -> str:
     files = DVCFileSystem(str(root), rev=revision.commit or None)
     info = files.info(path) if files.exists(path) else {}
     return str(info.get("md5") or info.get("dvc_info", {}).get("md5") or "")
+
+
+def require_ascii_paths(root: Path) -> None:
+    """Check that DVC can run experiments in a temporary copy, whose configuration files DVC 3.67 writes in ASCII.
+
+    Raises:
+        UserError: if the path of DVC's cache, or a configuration file that DVC copies, has other characters.
+    """
+    try:
+        with Repo(str(root)) as repo:
+            cache = str(repo.cache.local_cache_dir)
+            files = [Path(repo.scm.root_dir, ".git/config"), Path(str(repo.dvc_dir), "config.local")]
+    except (DvcException, SCMError):
+        return  # no project, which DVC itself reports
+    problem = "has characters outside ASCII, and DVC cannot run experiments with --temp or --queue"
+    if not cache.isascii():
+        raise UserError(f"the path {cache} {problem}; rename the folder, or use `dvc exp run` without --temp")
+    for file in files:
+        if file.is_file() and not file.read_bytes().isascii():
+            raise UserError(
+                f"{file} {problem}; move these values to another file, for example by `git config --global`"
+            )

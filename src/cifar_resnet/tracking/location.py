@@ -1,0 +1,161 @@
+"""Where MLflow's runs and files are: the tracking URI, a local database file, and the folder of artifacts."""
+
+import os
+import platform
+import shlex
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+import sqlalchemy
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from mlflow.utils.uri import get_uri_scheme
+
+from cifar_resnet.errors import UserError
+
+CONNECTION_LIMITS = {  # MLflow's defaults are 7 retries and 120 seconds
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    "PGCONNECT_TIMEOUT": "10",  # seconds
+}
+# Columns with absolute paths of artifacts. The first determines the paths of new runs and models.
+PATH_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+STATE_FOLDER_TAG = "scratch"  # "host:folder" of a training's state
+
+
+def project_home(root: Path) -> Path:
+    """The project's root; `dvc exp run --temp` runs in a temporary copy, and DVC_ROOT names the project's root."""
+    return Path(os.environ.get("DVC_ROOT", root)).resolve()
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI or, if that is not set, mlflow.db at the project's root.
+
+    A relative path of SQLite starts at the project's root.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    database = local_database(uri)
+    if database is None:
+        return uri
+    # SQLAlchemy quotes %, ? and #. With sqlite:///, MLflow would also create the folder with the quoted name.
+    url = sqlalchemy.make_url(uri).set(drivername="sqlite+pysqlite", database=str(project_home(root) / database))
+    return url.render_as_string(hide_password=False)
+
+
+def local_database(uri: str) -> Path | None:
+    """The file of an SQLite database; None for all else, also for a database in memory or a file: URI of SQLite."""
+    if not uri.startswith("sqlite"):
+        return None
+    try:
+        name = sqlalchemy.make_url(uri).database
+    except sqlalchemy.exc.ArgumentError:  # MLflow reports it
+        return None
+    return Path(name) if name and not name.startswith(("file:", ":memory:")) else None
+
+
+def is_database(uri: str) -> bool:
+    """Whether MLflow opens a database itself, without a server of MLflow."""
+    return get_uri_scheme(uri) in DATABASE_ENGINES
+
+
+def set_tracking_uri(uri: str) -> None:
+    """Like MLflow's function, but MLFLOW_TRACKING_URI stays as the user set it.
+
+    Otherwise the next project that the same process opens would use this project's database.
+    """
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def display_uri(uri: str) -> str:
+    """The path of a local database, or the URI without user and password."""
+    if uri.startswith("sqlite"):
+        return str(local_database(uri) or uri)
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def connection_error(uri: str, error: Exception) -> str:
+    """The error as one line, without a password that the URI may contain."""
+    user, _, _ = urlsplit(uri).netloc.rpartition("@")
+    message = str(error).replace(f"{user}@", "") if user else str(error)
+    return f"MLflow at {display_uri(uri)} cannot be used ({' '.join(message.split())[:200]})"
+
+
+def unusable_error(uri: str, error: Exception) -> UserError:
+    """The error of a database or server that cannot be opened, with advice."""
+    if "out-of-date database schema" in str(error):
+        return UserError(
+            f"MLflow at {display_uri(uri)} was created by another version of MLflow; copy the database, then run "
+            f"`mlflow db upgrade {shlex.quote(uri)}`; if that fails, install the newer MLflow that created it"
+        )
+    if uri.startswith("sqlite"):
+        advice = "make the file readable and writable, or move it away: `make mlflow-backfill` fills a new one"
+    else:
+        advice = "start it or unset MLFLOW_TRACKING_URI"
+    return UserError(f"{connection_error(uri, error)}; {advice}")
+
+
+def artifact_folder(home: Path) -> Path:
+    return home / "mlartifacts"
+
+
+def move_artifact_paths(database: Path, home: Path, location: str) -> bool:
+    """Adapt the absolute paths in the project's database after the project was moved, renamed or copied.
+
+    If the files were not copied, only the experiment changes: the paths of existing runs stay valid.
+
+    Args:
+        location: artifact location of the experiment, as stored.
+
+    Returns:
+        Whether the database was changed.
+    """
+    parts, folder = urlsplit(location), artifact_folder(home)
+    old = Path(unquote(parts.path) if parts.scheme else location)
+    is_moved = parts.scheme in ("", "file") and old.name == folder.name and old != folder
+    if not is_moved or not database.resolve().is_relative_to(home):
+        return False
+    columns = PATH_COLUMNS if folder.exists() or not old.exists() else PATH_COLUMNS[:1]
+    prefixes = {"old": location, "new": folder.as_uri()}
+    state = {"key": STATE_FOLDER_TAG, "old": f"{old.parent}/", "new": f"{platform.node()}:{home}/"}
+    with closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        for table, column in columns:
+            connection.execute(
+                f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "  # noqa: S608
+                f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
+                prefixes,
+            )
+        connection.execute(
+            "UPDATE tags SET value = :new || substr(value, instr(value, ':') + 1 + length(:old)) "
+            "WHERE key = :key AND substr(value, instr(value, ':') + 1, length(:old)) = :old",
+            state,
+        )
+    return True
+
+
+def local_artifact_path(uri: str, root: Path) -> Path | None:
+    """The local path of an artifact's URI, also if the project was moved; None if another machine has the artifact.
+
+    For readers that cannot change the database, see `move_artifact_paths`.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        return None
+    path, folder = Path(unquote(parts.path) if parts.scheme else uri), artifact_folder(project_home(root))
+    if folder.name not in path.parts or path.is_relative_to(folder):
+        return path
+    start = len(path.parts) - path.parts[::-1].index(folder.name)  # after the last folder of this name
+    moved = folder.joinpath(*path.parts[start:])
+    return moved if moved.exists() else path
