@@ -54,7 +54,7 @@ options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.ov
 preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='-S train.seed=1'
 	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
-	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_ascii_paths, "preset")'
+	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
 A := HEAD
@@ -66,7 +66,9 @@ search: .venv/ready ## search for a better network, or continue the search; sect
 	@cifar-resnet search
 
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
-	@mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}
+	@case "$$MLFLOW_TRACKING_URI" in \
+	  http*) echo "MLflow is a server at $$MLFLOW_TRACKING_URI: open this address in a browser";; \
+	  *) mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db};; esac
 
 registry: .venv/ready ## list the registered models; `cifar-resnet registry --help` shows how to promote and roll back
 	@cifar-resnet registry list

@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -28,7 +27,7 @@ from cifar_resnet import device
 from cifar_resnet.data.dataset import read_split
 from cifar_resnet.files import write_json
 from cifar_resnet.models import resnet
-from cifar_resnet.params.file import Params, load_params, with_overrides
+from cifar_resnet.params.file import Params, load_params, parse_yaml, with_overrides
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import TrainState, train_step
@@ -216,7 +215,7 @@ def convolution_backward(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[
 
 def ancestor_epoch_seconds(num_images: int, batch: Batch) -> float:
     """Seconds of an epoch of the ancestor's network in float32, from its steps at batch 128."""
-    preset = yaml.safe_load((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
+    preset = parse_yaml((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
     params = with_overrides(load_params(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
     state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3), params.train)
     pixels, labels = (tensor[:ANCESTOR_BATCH] for tensor in batch)

@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, copy_project, dvc, git
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.versioning.revisions import require_ascii_paths
+from cifar_resnet.versioning.revisions import require_temporary_copies
 
 SCRIPT = (
     "# -*- coding: utf-8 -*-\nimport os, sys, cifar_resnet\nprint(sys.prefix, cifar_resnet.__file__, sys.argv[1:])\n"
@@ -188,19 +188,26 @@ def test_the_users_git_identity_is_kept(tmp_path: Path) -> None:
     assert result.stdout.startswith("Jürgen <juergen@localhost> ")
 
 
-def test_a_path_in_which_dvc_cannot_run_experiments_is_an_error(tmp_path: Path) -> None:
-    root = tmp_path / "Käse"
-    create_pipeline(root)
-    with pytest.raises(UserError, match=r"Käse/.dvc/cache has characters outside ASCII, and DVC cannot run"):
-        require_ascii_paths(root)
-    root = root.rename(tmp_path / "ASCII")
-    require_ascii_paths(root)
-    git(root, "config", "user.name", "Jürgen")
-    with pytest.raises(UserError, match=r"ASCII/.git/config has characters outside ASCII"):
-        require_ascii_paths(root)
+def dvc_temporary_run(root: Path) -> "subprocess.CompletedProcess[str]":
     arguments = [sys.executable, "-m", "dvc", "exp", "run", "--temp", "-S", "train.seed=1"]
-    result = subprocess.run(arguments, cwd=root, env=os.environ | IDENTITY, capture_output=True, text=True, check=False)
-    assert "'ascii' codec can't encode" in result.stderr  # if this fails, DVC is fixed: remove the check
+    return subprocess.run(arguments, cwd=root, env=os.environ | IDENTITY, capture_output=True, text=True, check=False)
+
+
+def test_a_path_in_which_dvc_cannot_run_experiments_is_an_error(tmp_path: Path) -> None:
+    root = tmp_path / 'it\'s 100% "mine" $x; `y`'
+    create_pipeline(root)
+    require_temporary_copies(root)
+    assert dvc_temporary_run(root).returncode == 0
+    for name, message in (("Käse", "Käse/.dvc/cache has characters outside ASCII"), ("a#b", "a#b has # or [?]")):
+        root = root.rename(tmp_path / name)
+        with pytest.raises(UserError, match=f"{message}, with which DVC cannot run"):
+            require_temporary_copies(root)
+        assert dvc_temporary_run(root).returncode == 255  # if this fails, DVC is fixed: remove the check
+    root = root.rename(tmp_path / "ASCII")
+    git(root, "config", "user.name", "Jürgen")
+    with pytest.raises(UserError, match=r"ASCII/.git/config has characters outside ASCII, with which DVC cannot run"):
+        require_temporary_copies(root)
+    assert "'ascii' codec can't encode" in dvc_temporary_run(root).stderr
 
 
 def test_core_autocrlf_does_not_change_a_file(tmp_path: Path) -> None:

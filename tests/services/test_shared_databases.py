@@ -24,7 +24,7 @@ from cifar_resnet.registry.promotion import promotion_history
 from cifar_resnet.search.study import Study
 from cifar_resnet.search.trial import TrialResult
 from cifar_resnet.tracking import backfill
-from cifar_resnet.tracking.client import connect
+from cifar_resnet.tracking.client import connect, create_run
 
 pytestmark = pytest.mark.services
 NAME = "cifar10-resnet"
@@ -34,7 +34,7 @@ NAME = "cifar10-resnet"
 def postgresql() -> Iterator[str]:
     """URL of a PostgreSQL server in a temporary folder, without a password and reachable on 127.0.0.1.
 
-    It has the databases `mlflow` and `search`, because each program needs a database of its own.
+    It has the databases `mlflow`, `search` and `direct`, because each program needs a database of its own.
     """
     initdb = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if initdb is None:
@@ -50,7 +50,7 @@ def postgresql() -> Iterator[str]:
         command = [binaries / "postgres", "-D", folder / "data", "-h", "127.0.0.1", "-p", str(port), "-k", folder]
         ready = [binaries / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
         with run_server(command, folder / "log", ready, cwd=folder, **user):
-            for database in ("mlflow", "search"):
+            for database in ("mlflow", "search", "direct"):
                 address = ["-h", "127.0.0.1", "-p", str(port), "-U", "mlflow"]
                 subprocess.run([binaries / "createdb", *address, database], check=True, cwd=folder, **user)
             yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}"
@@ -141,6 +141,21 @@ def test_stages_use_a_shared_mlflow_server(
     actual = [row["actual"] for row in rows(tmp_path / "0/data/evaluation/predictions.csv")]
     predicted = [record["class_name"] for record in model.predict(pixels)]
     assert np.mean([first == second for first, second in zip(predicted, actual, strict=True)]) > 0.5
+
+
+def test_without_a_server_of_mlflow_artifacts_are_stored_in_the_project(
+    postgresql: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    root.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{postgresql}/direct")
+    client = connect(root)
+    run_id = create_run(client, "run", {})
+    client.log_text(run_id, "content", "file.txt")
+    assert (root / "mlartifacts" / run_id / "artifacts/file.txt").read_text() == "content"
+    assert not list(elsewhere.iterdir())
 
 
 def test_concurrent_registrations_give_one_version_and_one_decision(project: Path, tmp_path: Path) -> None:

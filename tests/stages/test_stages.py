@@ -263,7 +263,7 @@ def test_without_mlflows_server_train_is_an_error_and_evaluate_writes_its_files(
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(tmp_path, evaluate={"corruptions": False})
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used .* start it or unset") as error:
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 cannot be used .* start it or unset") as error:
         stage("train").main(tmp_path)
     assert "secret" not in str(error.value)
     assert not (tmp_path / "data/model").exists()
@@ -273,6 +273,6 @@ def test_without_mlflows_server_train_is_an_error_and_evaluate_writes_its_files(
     assert "; then `make mlflow-backfill` adds these results" in capsys.readouterr().out
     written = {path.name for path in (tmp_path / "data/evaluation").iterdir()}
     assert written == {path.name for path in (project / "data/evaluation").iterdir()}
-    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1 cannot be used"):
+    with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 cannot be used"):
         stage("register").main(tmp_path)
     assert not (tmp_path / "data/registry").exists()

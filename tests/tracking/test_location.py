@@ -94,9 +94,10 @@ def test_a_copied_and_then_renamed_project_uses_its_own_artifacts(
         assert paths.count(root.as_uri()) >= before.count(project.as_uri()) == 4
         version = find_version(client, NAME, "champion")
         assert version is not None
-        (root / "download").mkdir()
-        download_version(version, root / "download")
-        assert (root / "download/model.safetensors").stat().st_size
+        download = tmp_path / f"download of {root.name}"
+        download.mkdir()
+        download_version(version, download)
+        assert (download / "model.safetensors").stat().st_size
         assert client.get_run(version.run_id).info.artifact_uri.startswith(root.as_uri())
         assert client.list_artifacts(version.run_id)
         assert add_artifact(client, root).exists()

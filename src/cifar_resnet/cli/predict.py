@@ -51,7 +51,8 @@ def predict_command(root: Path, arguments: Namespace) -> int:
     target = device.select_device(arguments.device)
     chunks = image_reader.read_images(arguments.sources, root, batch_size=arguments.batch_size)
     counts, write = predictions.Counts(), predictions.WRITERS[arguments.format]
-    with find_model(root, arguments.model) as (folder, model_name):
+    out_of_memory = device.report_out_of_memory("lower --batch-size, or use --device cpu")
+    with find_model(root, arguments.model) as (folder, model_name), out_of_memory:
         results = predictions.predict_images(
             folder, chunks, counts, target=target, strict=arguments.strict, batch_size=arguments.batch_size,
             top=arguments.top,

@@ -46,9 +46,9 @@ def preset_options(path: Path) -> str:
     return " ".join(f"-S {shlex.quote(f'{name}={to_hydra(value)}')}" for name, value in values.items())
 
 
-def main(root: Path) -> None:
+def print_preset_options(root: Path) -> None:
     print(preset_options(root / sys.argv[1]))
 
 
 if __name__ == "__main__":
-    run(main, "preset")
+    run(print_preset_options, "preset")

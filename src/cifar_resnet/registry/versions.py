@@ -85,7 +85,7 @@ def restore_files(version: ModelVersion, folder: Path, example: Pixels) -> None:
     if stored_files(uri) >= MODEL_FILES and stored_files(f"{uri}/artifacts") >= {WEIGHTS_FILE, CONFIG_FILE}:
         return
     with tempfile.TemporaryDirectory() as name:
-        model = Model(run_id=version.run_id, model_id=version.source.removeprefix("models:/"))
+        model = Model(run_id=version.run_id, model_id=version.source.rpartition("/")[2])
         mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **model_options(folder, example))
         target = ModelsArtifactRepository.get_underlying_uri(uri)
         get_artifact_repository(target).log_artifacts(f"{name}/model")

@@ -73,7 +73,7 @@ def log_trial(run: Run, study: Study, result: TrialResult, trial: FrozenTrial, e
         run.log_params({"overrides": result.overrides})
     run.log_metrics({"parameters": result.parameters or 0, "multiply_adds": result.multiply_adds or 0})
     last = {} if result.accuracy is None else {result.epochs: result.accuracy}
-    for epoch, accuracy in (last | trial.intermediate_values).items():
+    for epoch, accuracy in sorted((trial.intermediate_values | last).items()):
         run.log_epoch({"validation_accuracy": accuracy}, epoch)
     run.set_tags({OUTCOME_TAG: result.outcome} | ({"reason": result.reason} if result.reason else {}))
     run.end(RUN_STATUS[result.outcome], end_time)

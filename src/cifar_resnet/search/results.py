@@ -71,9 +71,9 @@ def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) ->
     Raises:
         UserError: if DVC cannot run a queue, or reports an error; the trials before it are in the queue.
     """
-    from cifar_resnet.versioning.revisions import require_ascii_paths
+    from cifar_resnet.versioning.revisions import require_temporary_copies
 
-    require_ascii_paths(root)
+    require_temporary_copies(root)
     for result in results:
         command = training_command(result, "--queue", "--name", f"{study}-trial-{result.number}")
         done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)

@@ -83,23 +83,29 @@ def dvc_md5(root: Path, revision: Revision, path: str) -> str:
     return str(info.get("md5") or info.get("dvc_info", {}).get("md5") or "")
 
 
-def require_ascii_paths(root: Path) -> None:
-    """Check that DVC can run experiments in a temporary copy, whose configuration files DVC 3.67 writes in ASCII.
+def require_temporary_copies(root: Path) -> None:
+    """Check that DVC can run experiments in a temporary copy of the project.
+
+    DVC 3.67 writes the copy's configuration files in ASCII, and takes the project's path for a part of a URL.
 
     Raises:
-        UserError: if the path of DVC's cache, or a configuration file that DVC copies, has other characters.
+        UserError: if a path, or a configuration file that DVC copies, has characters that are not possible there.
     """
     try:
         with Repo(str(root)) as repo:
-            cache = str(repo.cache.local_cache_dir)
+            project, cache = str(repo.root_dir), str(repo.cache.local_cache_dir)
             files = [Path(repo.scm.root_dir, ".git/config"), Path(str(repo.dvc_dir), "config.local")]
     except (DvcException, SCMError):
         return  # no project, which DVC itself reports
-    problem = "has characters outside ASCII, and DVC cannot run experiments with --temp or --queue"
+    problem = "with which DVC cannot run experiments with --temp or --queue"
+    advice = "rename the folder, or use `dvc exp run` without --temp"
     if not cache.isascii():
-        raise UserError(f"the path {cache} {problem}; rename the folder, or use `dvc exp run` without --temp")
+        raise UserError(f"the path {cache} has characters outside ASCII, {problem}; {advice}")
+    if "#" in project or "?" in project:
+        raise UserError(f"the path {project} has # or ?, {problem}; {advice}")
     for file in files:
         if file.is_file() and not file.read_bytes().isascii():
             raise UserError(
-                f"{file} {problem}; move these values to another file, for example by `git config --global`"
+                f"{file} has characters outside ASCII, {problem}; move these values to another file, for example by "
+                "`git config --global`"
             )
