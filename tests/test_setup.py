@@ -170,7 +170,9 @@ def test_dvc_runs_experiments_without_a_user_name_a_home_and_a_git_identity(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     variables = ROOT / "src/cifar_resnet/environment_variables.py"
-    command = [sys.executable, "-S", "-c", f"import site; site.main()\n{DVC_WITHOUT_USER}", variables]
+    # site.main() runs environment_variables.py already if `make setup` has made .venv portable.
+    start = f"import os, site; site.main()\nfor name in {('USER', 'HOME', *IDENTITY)}: os.environ.pop(name, None)\n"
+    command = [sys.executable, "-S", "-c", start + DVC_WITHOUT_USER, variables]
     options = ["exp", "run", "--temp", "--name", "a", "-S", "train.seed=1"]
     result = subprocess.run([*command, *options], cwd=root, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
