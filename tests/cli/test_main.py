@@ -99,6 +99,35 @@ def test_a_version_without_files_is_an_error(project: Path, photos: Path, monkey
         client.delete_model_version("cifar10-resnet", str(latest))
 
 
+def test_without_a_reachable_registry_the_model_of_the_workspace_predicts(
+    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert run(monkeypatch, project, "predict", photos) == 0
+    problem, summary = capsys.readouterr().err.splitlines()
+    assert problem.startswith("MLflow at http://127.0.0.1:9 cannot be used (")
+    assert problem.endswith("; using data/model instead")
+    assert summary == "predict: 2 images, model: data/model"
+    with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
+        run(monkeypatch, project, "predict", photos, "--model", "champion")
+
+
+def test_a_champion_without_files_is_replaced_by_the_model_of_the_workspace(
+    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = connect(project)
+    version = client.create_model_version("cifar10-resnet", source="/nowhere").version
+    champion = client.get_registered_model("cifar10-resnet").aliases["champion"]
+    client.set_registered_model_alias("cifar10-resnet", "champion", version)
+    try:
+        assert run(monkeypatch, project, "predict", photos) == 0
+    finally:
+        client.set_registered_model_alias("cifar10-resnet", "champion", champion)
+        client.delete_model_version("cifar10-resnet", version)
+    assert "; using data/model instead\npredict: 2 images" in capsys.readouterr().err
+
+
 def test_unreadable_images_are_reported_and_all_others_predicted(
     project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

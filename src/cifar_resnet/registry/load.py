@@ -1,6 +1,7 @@
 """Find a model by the name that a user gives: a path, an alias, a version, a run or an MLflow URI."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,10 +37,10 @@ def find_model(root: Path, requested: str | None) -> Iterator[tuple[Path, str]]:
                     "of both"
                 )
             yield (path if path.is_dir() else path.parent), requested
+        elif requested is None:
+            yield find_champion(root, stack) or (root / MODEL, MODEL)
         elif (registered := find_registered(root, requested, stack)) is not None:
             yield registered
-        elif requested is None:
-            yield root / MODEL, MODEL
         else:
             raise UserError(
                 f"model {requested} not found: neither a path nor the champion, a version or a run in MLflow; "
@@ -47,17 +48,26 @@ def find_model(root: Path, requested: str | None) -> Iterator[tuple[Path, str]]:
             )
 
 
-def find_registered(root: Path, requested: str | None, stack: ExitStack) -> tuple[Path, str] | None:
+def find_champion(root: Path, stack: ExitStack) -> tuple[Path, str] | None:
+    """Like `find_registered`, for the champion; None, after a message, also if MLflow cannot provide it."""
+    try:
+        return find_registered(root, "champion", stack)
+    except UserError as error:
+        print(f"{error}; using {MODEL} instead", file=sys.stderr)
+        return None
+
+
+def find_registered(root: Path, requested: str, stack: ExitStack) -> tuple[Path, str] | None:
     """(folder, display name) of a registered model; None without the model, without MLflow or without params.yaml.
 
     Args:
-        requested: an MLflow URI, "champion", a version or a run; by default the champion.
+        requested: an MLflow URI, "champion", a version or a run.
         stack: deletes a download and closes the registry.
     """
     home = Path(os.environ.get("DVC_ROOT", root))
     if not (os.environ.get("MLFLOW_TRACKING_URI") or (home / "mlflow.db").exists()):
         return None
-    is_uri = requested is not None and requested.startswith(URI_SCHEMES)
+    is_uri = requested.startswith(URI_SCHEMES)
     if not is_uri and not (root / "params.yaml").exists():
         return None
     from cifar_resnet.registry.reader import model_folder, open_registry
@@ -66,10 +76,10 @@ def find_registered(root: Path, requested: str | None, stack: ExitStack) -> tupl
     client = stack.enter_context(open_registry(root))
     if client is None:
         return None
-    if requested is not None and is_uri:
+    if is_uri:
         return model_folder(requested, stack, root), requested
     name = load_params(root / "params.yaml").register_.model_name
-    version = find_version(client, name, requested or "champion")
+    version = find_version(client, name, requested)
     if version is None:
         return None
     return model_folder(f"models:/{name}/{version.version}", stack, root), f"{name} version {version.version}"
