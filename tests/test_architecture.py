@@ -165,6 +165,17 @@ def test_stages_do_not_import_each_other() -> None:
         assert not {other.split(".")[0] for other in imports_of(ROOT / f"stages/{name}.py")} & {*STAGES, "stages"}
 
 
+@pytest.mark.parametrize("name", ["stages/train", "stages/evaluate", "stages/register", "stages/predict", "cli/main"])
+def test_a_program_sets_its_environment_before_it_loads_torch_or_mlflow(name: str) -> None:
+    path = (ROOT if name.startswith("stages") else SOURCE) / f"{name}.py"
+    modules: list[str] = []
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+    before = modules[: modules.index("cifar_resnet.environment_variables")]
+    assert {module.split(".")[0] for module in before} <= sys.stdlib_module_names | {"numpy", "shtab"}
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_dvc_lists_the_code_that_can_change_a_result(name: str) -> None:
     script = f"stages/{name}.py"
