@@ -20,6 +20,9 @@ from cifar_resnet.data import cifar10
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.params.file import Params, parse_yaml
 
+for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # under `make test`, a make in a test would print its folders
+    os.environ.pop(name, None)
+
 ROOT = Path(__file__).parents[1]
 TINY = {
     "preprocess": {"validation_per_class": 2},
