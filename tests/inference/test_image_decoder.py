@@ -13,11 +13,11 @@ from conftest import tiny_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from pictures import PHOTO, UNUSUAL_EXIF, decoded, encoded, png_chunk
+from pictures import PHOTO, UNUSUAL_EXIF, decoded, encoded, png_chunk, read, save
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from cifar_resnet.inference import image_decoder, image_reader
+from cifar_resnet.inference import image_decoder
 
 PIXELS = tiny_images(1, seed=0).pixels
 PRINT_PEAK_MEMORY = """
@@ -38,20 +38,6 @@ with ThreadPoolExecutor(4) as pool:
     assert list(pool.map(decode, range(4))) == [(3, 32, 32)] * 4
 print(peak() - before)
 """
-
-
-def read(root: Path, *sources: str, batch_size: int = 100) -> tuple[np.ndarray, list[str], list[str]]:  # type: ignore[type-arg]
-    """(pixels, names, errors) of all chunks."""
-    chunks = list(image_reader.read_images(sources, root, batch_size=batch_size))
-    names = [name for chunk in chunks for name in chunk.names]
-    pixels = np.concatenate([chunk.pixels for chunk in chunks])
-    assert len(names) == len(pixels)
-    return pixels, names, [error for chunk in chunks for error in chunk.errors]
-
-
-def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (64, 48), colour: object = (200, 30, 30)) -> Path:
-    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
-    return path
 
 
 def bomb(side: int) -> bytes:

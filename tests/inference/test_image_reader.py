@@ -8,6 +8,7 @@ import pytest
 from conftest import tiny_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pictures import read, save
 from PIL import Image
 
 from cifar_resnet.inference import image_reader
@@ -15,20 +16,6 @@ from cifar_resnet.inference import image_reader
 PIXELS = tiny_images(1, seed=0).pixels
 FORMATS = "PNG, JPEG, WEBP, BMP, GIF, TIFF, AVIF, HEIF"
 STARTS = [b"", b"\x89PNG\r\n\x1a\n", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"\x80\x04", b"II*\x00", b"GIF89a"]
-
-
-def read(root: Path, *sources: str, batch_size: int = 100) -> tuple[np.ndarray, list[str], list[str]]:  # type: ignore[type-arg]
-    """(pixels, names, errors) of all chunks."""
-    chunks = list(image_reader.read_images(sources, root, batch_size=batch_size))
-    names = [name for chunk in chunks for name in chunk.names]
-    pixels = np.concatenate([chunk.pixels for chunk in chunks])
-    assert len(names) == len(pixels)
-    return pixels, names, [error for chunk in chunks for error in chunk.errors]
-
-
-def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (64, 48), colour: object = (200, 30, 30)) -> Path:
-    Image.new(mode, size, colour).save(path)  # type: ignore[arg-type]
-    return path
 
 
 def test_a_folder_is_read_in_order_and_recursively(tmp_path: Path) -> None:

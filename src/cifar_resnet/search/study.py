@@ -31,6 +31,7 @@ from cifar_resnet.search.space import (
     trial_params,
 )
 from cifar_resnet.search.trial import SearchTrial, TrialResult, retry_trial, trial_outcome, trial_result
+from cifar_resnet.tracking.location import project_home
 
 IDENTITY_KEY = "made_with"
 SERVER_OPTIONS: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
@@ -61,7 +62,7 @@ class Study:
         self.url = sqlalchemy.make_url(params.search.storage)
         self.is_local = self.url.drivername == "sqlite"
         if self.is_local:
-            home = Path(os.environ.get("DVC_ROOT", root)).resolve()
+            home = project_home(root)
             self.url = self.url.set(database=str(home / str(self.url.database)))
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if data is not None:  # fails before the database exists if no network is within the budget
