@@ -27,7 +27,7 @@ Next:
 `source .venv/bin/activate` puts these commands into PATH."""
 
 
-def main(root: Path) -> None:
+def print_quick_result(root: Path) -> None:
     metrics, decision = (
         json.loads(read_revision_file(root, EXPERIMENT, f"data/{path}"))
         for path in ("evaluation/metrics.json", "registry/decision.json")
@@ -38,4 +38,4 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    run(main, "quick")
+    run(print_quick_result, "quick")
