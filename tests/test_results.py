@@ -111,6 +111,11 @@ def test_the_tables_of_the_default_are_those_of_the_committed_evaluation() -> No
     )
 
 
+def test_predictions_between_70_and_90_percent_are_overconfident_as_the_page_says() -> None:
+    bins = [(float(row["confidence"]), float(row["accuracy"])) for row in rows(EVALUATION / "reliability.csv")]
+    assert all(accuracy < confidence for confidence, accuracy in bins if 0.7 <= confidence <= 0.9)
+
+
 def test_the_page_names_the_commit_that_trained_the_committed_default() -> None:
     commit = json.loads((ROOT / "data/model/model.json").read_text())["provenance"]["git_commit"]
     assert f"the weights that were trained with the code of commit {commit[:7]}." in RESULTS
@@ -142,6 +147,19 @@ def test_the_quoted_networks_have_the_figures_of_the_comparison_with_published_o
     default = json.loads((EVALUATION / "metrics.json").read_text())["accuracy"]
     assert [float(row["accuracy"]) for row in table if row["network"] == "default"] == [default]
     assert sum(row["published"] == "True" for row in table) == 30
+
+
+def test_the_table_of_trainings_has_the_means_over_the_seeds() -> None:
+    figures = script("figures")
+    for row in TRAININGS:
+        group = [row[key] for key in ("recipe", "epochs", "machine")]
+        seeds = [other for other in TRAININGS if [other[key] for key in ("recipe", "epochs", "machine")] == group]
+        if f"| {row['commit']} |" not in RESEARCH:
+            continue
+        name = row["recipe"] if len(seeds) == 1 else f"{row['recipe']}, n = {len(seeds)}"
+        cost = f"{mean(figures.pf_equivalents(seed) for seed in seeds):.2f}"
+        accuracies = [percent(mean(float(seed[f"test_accuracy{end}"]) for seed in seeds)) for end in ("", "_tta")]
+        assert_rows(RESEARCH, [[name, row["epochs"], cost, *accuracies, row["commit"]]])
 
 
 def test_the_table_of_ablations_has_the_means_over_the_seeds() -> None:
