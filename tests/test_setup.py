@@ -78,6 +78,28 @@ def test_programs_of_the_venv_start_with_the_variables_of_the_package(tmp_path: 
     assert shell(command, tmp_path, GIT_DIR="/other/.git").stdout == "None False\n"
 
 
+@pytest.mark.parametrize("program", ["stages/train.py", "stages/evaluate.py", "src/cifar_resnet/__main__.py"])
+def test_a_program_without_the_extra_train_says_in_one_line_what_to_install(program: str) -> None:
+    start = "import runpy, sys; sys.modules['torch'] = sys.modules['pydantic'] = None; sys.argv = sys.argv[1:]"
+    command = [sys.executable, "-c", f"{start}; runpy.run_path(sys.argv[0], run_name='__main__')", program]
+    result = subprocess.run(
+        [*command, "registry", "list"], cwd=ROOT, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    name = "cifar-resnet" if "__main__" in program else Path(program).stem
+    package = "pydantic" if "__main__" in program else "torch"
+    advice = "run `make setup`, or pip install 'cifar-resnet[train]'"
+    assert result.stderr == f"{name}: {package} is not installed; {advice}\n"
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+def test_another_missing_package_keeps_its_traceback() -> None:
+    command = [sys.executable, "-c", "import cifar_resnet.environment_variables, no_such_package"]
+    result = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in result.stderr
+    assert "Traceback" in result.stderr
+
+
 FAKE_PYTHON = f"""\
 #!/bin/sh
 case "$1 $2" in
