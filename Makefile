@@ -16,7 +16,7 @@ usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
 	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
 	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
-	  echo "installing PyTorch, DVC, MLflow and the tests' tools into .venv (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
+	  echo "installing into .venv: PyTorch, DVC, MLflow, what the tests need (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
 	  clear=$$(test '$(usable)' -a -e $@ || echo --clear) && rm -f $@ && $(PYTHON) -m venv $$clear .venv && \
 	  $(bin)/python .ci/install.py train,test && $(bin)/python .ci/portable_venv.py; }
 	@cat pyproject.toml constraints.txt > $@
