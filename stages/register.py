@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,18 +34,22 @@ def main(root: Path) -> None:
     params = load_params(root / "params.yaml")
     require_files(root, INPUTS)
     card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, params.train)
-    with atomic_write(root / REGISTRY / "model-card.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
     if not params.tracking.enabled:
         reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
-        write_json(root / REGISTRY / "decision.json", {"champion": False, "reason": reason})
+        write_outputs(root / REGISTRY, card, {"champion": False, "reason": reason})
         print(f"register: nothing is registered: {reason}")
         return
     decision = register(root, params.register_, card)
-    write_json(root / REGISTRY / "decision.json", asdict(decision))
+    write_outputs(root / REGISTRY, card, asdict(decision))
     outcome = "is the champion" if decision.champion else "is not the champion"
     print(f"register: {decision.model_name} version {decision.version} {outcome}: {decision.reason} "
-          f"-> {REGISTRY}/decision.json")  # fmt: skip
+          f"-> {REGISTRY}/decision.json, model-card.md")  # fmt: skip
+
+
+def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
+    with atomic_write(folder / "model-card.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    write_json(folder / "decision.json", decision)
 
 
 def register(root: Path, policy: RegisterParams, card: str) -> Decision:
