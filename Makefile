@@ -84,10 +84,8 @@ search: .venv/ready ## search for a better network, or continue the search; sect
 demo: .venv/demo ## open a page in the browser that classifies your pictures
 	@cifar-resnet demo
 
-ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
-	@case "$$MLFLOW_TRACKING_URI" in \
-	  http*) echo "MLflow is a server at $$MLFLOW_TRACKING_URI: open this address in a browser";; \
-	  *) mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db};; esac
+ui: .venv/ready  ## start MLflow on 127.0.0.1 and print the addresses of the run table and of the champion
+	@cifar-resnet ui
 
 registry: .venv/ready ## list the registered models; `cifar-resnet registry --help` shows how to promote and roll back
 	@cifar-resnet registry list
