@@ -14,7 +14,7 @@ from cifar_resnet.files import atomic_write, file_hash, read_json, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams
-from cifar_resnet.registry.card import TABLES, read_card
+from cifar_resnet.registry.card import CARD_FILE, TABLES, read_card
 from cifar_resnet.registry.evidence import encode_mask
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
@@ -47,7 +47,7 @@ def main(root: Path) -> None:
 
 
 def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
-    with atomic_write(folder / "model-card.md") as temporary:
+    with atomic_write(folder / CARD_FILE) as temporary:
         temporary.write_text(card, encoding="utf-8")
     write_json(folder / "decision.json", decision)
 

@@ -2,6 +2,7 @@
 
 import csv
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from cifar_resnet.files import read_json
 from cifar_resnet.params.overrides import to_hydra
 from cifar_resnet.params.schema import TrainParams
 
+CARD_FILE = "model-card.md"
 TABLES = ("class_scores", "confused_pairs", "corruptions")
 SAME_RESULT = {"device", "precision", "processes"}  # keys of `train` that say where, not how
 MAX_CHARACTERS = 5000  # of a description in MLflow on PostgreSQL
@@ -76,11 +78,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
     rows = [
-        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], 2)),
+        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], decimals=2)),
         (
             "with test-time augmentation",
             _percent(metrics["accuracy_tta"], 2),
-            _interval(*metrics["accuracy_interval_tta"], 2),
+            _interval(*metrics["accuracy_interval_tta"], decimals=2),
         ),
     ]
     if "mean_corruption_accuracy" in metrics:
@@ -190,7 +192,7 @@ def _limits(
     return "## Limits\n\n" + "\n".join(lines) + "\n" + GENERAL_LIMITS
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -199,7 +201,7 @@ def _percent(share: float | str, decimals: int = 1) -> str:
     return f"{100 * float(share):.{decimals}f} %"
 
 
-def _interval(low: float | str, high: float | str, decimals: int = 1) -> str:
+def _interval(low: float | str, high: float | str, *, decimals: int = 1) -> str:
     return f"{100 * float(low):.{decimals}f} to {100 * float(high):.{decimals}f} %"
 
 
