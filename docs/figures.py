@@ -15,6 +15,7 @@ from cifar_resnet.evaluation.plots import BLUE, RED
 
 RESULTS, RESEARCH = (Path(__file__).parent / name for name in ("results", "research"))
 GREEN, PURPLE = "#009E73", "#CC79A7"  # Okabe and Ito's bluish green and reddish purple
+GREY = "#7d8590"
 COLOURS = {"default": BLUE, "wide": GREEN, "small": PURPLE, "record": RED}
 NUM_VALIDATION = 10_000  # images
 UNCHANGED = "nothing"  # in the column `changed` of ablations.csv
@@ -51,7 +52,7 @@ def plot_presets() -> Figure:
         point = float(highest["minutes"]), 1 - float(highest["test_accuracy"])
         text = f"{recipe}, {float(highest['parameters']) / 1e6:.1f} M parameters"
         axes.annotate(text, point, xytext=(0, 9), textcoords="offset points", ha="center", color=colour)
-    axes.plot([], [], "o", color="grey", label="without test-time augmentation")
+    axes.plot([], [], "o", color=GREY, label="without test-time augmentation")
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="with test-time augmentation")
     axes.set(xscale="log", xlim=(9, 420), ylim=(0.03, 0.067), title="Test error of the presets, one point per seed")
     axes.set(xlabel="training time on two cores with AVX512-bf16", ylabel="test error")
@@ -60,7 +61,21 @@ def plot_presets() -> Figure:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=1))
     axes.grid(alpha=0.3)
     axes.legend()
+    suit_any_background(figure)
     return figure
+
+
+def suit_any_background(figure: Figure) -> None:
+    """No background, and text and lines in a grey that is readable on white and on black."""
+    figure.patch.set_alpha(0)
+    for axes in figure.axes:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=GREY)
+        axes.spines[:].set_color(GREY)
+        legend = axes.get_legend()
+        legend.get_frame().set(alpha=0, edgecolor=GREY)
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *legend.get_texts()):
+            text.set_color(GREY)
 
 
 def plot_training(axes: Axes, cost: float, row: Row) -> None:
