@@ -67,7 +67,7 @@ def metric_rows() -> list[Cells]:
     calibration = "expected_calibration_error"
     return [
         ["accuracy", *(percent(metrics[f"accuracy{end}"], 2) for end in both)],
-        ["95 % interval of the accuracy", *(interval(*metrics[f"accuracy_interval{end}"], 2) for end in both)],
+        ["95 % interval of the accuracy", *(interval(*metrics[f"accuracy_interval{end}"], decimals=2) for end in both)],
         ["log-loss", *(f"{metrics[f'log_loss{end}']:.3f}" for end in both)],
         ["Brier score", *(f"{metrics[f'brier_score{end}']:.3f}" for end in both)],
         ["expected calibration error", *(percent(metrics[f"{calibration}{end}"]) for end in both)],
