@@ -1,6 +1,7 @@
 """Draw the figures of docs/network.md and print its table: `python docs/network.py` -> docs/network/*.svg."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,6 +18,7 @@ from cifar_resnet.params.file import load_params
 FOLDER = Path(__file__).parent / "network"
 PALE_BLUE, PALE_RED, GREY = "#dbe7f3", "#f6dfdc", "#e9e9e9"
 GLYPH = ("        ", " ###### ", " #      ", " ####   ", " #      ", " #      ", " #      ", "        ")  # the letter F
+HEIGHT = 52  # of plot_mirrored, in tenths of an inch
 EDGE_FILTER = ((-1.0, 0.0, 1.0), (-1.0, 0.5, 1.0), (-1.0, 0.0, 0.5))  # bright on the right-hand side of dark
 
 
@@ -57,7 +59,9 @@ def count(module: nn.Module, x: Tensor) -> int:
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         counts.append(layer.weight[0].numel() * output[0].numel())
 
-    hooks = [layer.register_forward_hook(hook) for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [
+        layer.register_forward_hook(hook) for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)
+    ]
     module(x)
     for handle in hooks:
         handle.remove()
@@ -116,17 +120,16 @@ def plot_default(parts: list[Part]) -> Figure:
 def plot_layer(axes: Axes) -> None:
     """The layers inside a residual layer, in the lower half of `plot_default`."""
     axes.text(2, 23.5, "A residual layer", fontsize=12, weight="bold", va="center")
-    axes.text(20, 23.5, "the number below each convolution is its kernel size", fontsize=9, va="center")
     names = ["convolution\n3x3", "max-pool\n2x2", "batch\nnorm", "SiLU", "convolution\n3x3", "batch\nnorm", "SiLU"]
     names += ["convolution\n3x3", "batch\nnorm", "SiLU"]
-    widths = [9.5 if "conv" in name else 6.6 for name in names]
+    widths = [{"convolution": 9.4, "max-pool": 7.4, "batch": 5.8}.get(name.split("\n")[0], 5.4) for name in names]
     x, y, edges = 2.0, 14, []
     for index, (name, width) in enumerate(zip(names, widths, strict=True)):
         x += 3.6 if index == len(names) - 1 else 0
         box(axes, (x + width / 2, y), (width, 6.5), name, PALE_BLUE if "conv" in name else GREY)
         edges.append((x, x + width))
-        x += width + 1.7
-    for (_, end), (start, _) in zip(edges[:-2], edges[1:-1], strict=True):
+        x += width + 1.4
+    for (_, end), (start, _) in pairwise(edges[:-1]):
         arrow(axes, (end, y), (start, y))
     plus = (edges[-2][1] + edges[-1][0]) / 2
     axes.text(plus, y, "+", ha="center", va="center", fontsize=14, weight="bold")
@@ -142,18 +145,18 @@ def plot_layer(axes: Axes) -> None:
 
 def plot_mirrored() -> Figure:
     """An image and its mirror image through a pair of mirrored filters: the feature maps are mirrored and swapped."""
-    figure = Figure(figsize=(9, 4.9))
-    axes = blank_axes(figure, 90, 49)
-    axes.text(2, 46.5, "A pair of mirrored filters", fontsize=12, weight="bold", va="center")
+    figure = Figure(figsize=(9, 5.2))
+    axes = blank_axes(figure, 90, HEIGHT)
+    axes.text(2, 49.5, "A pair of mirrored filters", fontsize=12, weight="bold", va="center")
     image = torch.tensor([[float(pixel == "#") for pixel in row] for row in GLYPH])
     first = torch.tensor(EDGE_FILTER)
     pair = torch.stack([first, first.flip(-1)])
     for text, x in (("input", 9), ("filters", 31), ("feature maps", 53), ("head: map 1 + map 2 mirrored", 77)):
-        axes.text(x, 42.5, text, ha="center", va="center", fontsize=9.5)
+        axes.text(x, 45.5, text, ha="center", va="center", fontsize=9.5)
     for row, (name, picture) in enumerate((("image", image), ("mirror image", image.flip(-1)))):
-        y = 31 - 22 * row
+        y = 34 - 23 * row
         show(figure, picture, (9, y), 12, "Greys")
-        axes.text(9, y - 8, name, ha="center", va="center", fontsize=9.5)
+        axes.text(9, y - 7.8, name, ha="center", va="center", fontsize=9.5)
         maps = nn.functional.conv2d(picture[None, None], pair[:, None], padding=1)[0]
         for index, offset in enumerate((5, -5)):
             show(figure, pair[index], (31, y + offset), 7, "RdBu_r")
@@ -168,8 +171,7 @@ def plot_mirrored() -> Figure:
 
 def show(figure: Figure, pixels: Tensor, centre: tuple[float, float], size: float, colours: str) -> None:
     """Draw a matrix at a position of `plot_mirrored`, in its units."""
-    width, height = 90, 49
-    area = ((centre[0] - size / 2) / width, (centre[1] - size / 2) / height, size / width, size / height)
+    area = ((centre[0] - size / 2) / 90, (centre[1] - size / 2) / HEIGHT, size / 90, size / HEIGHT)
     axes = figure.add_axes(area)
     limit = float(pixels.abs().max())
     axes.imshow(pixels.numpy(), cmap=colours, vmin=0 if colours == "Greys" else -limit, vmax=limit)
