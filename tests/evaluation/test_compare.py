@@ -22,6 +22,7 @@ from cifar_resnet.evaluation.compare import (
     read_result,
 )
 from cifar_resnet.files import write_json
+from cifar_resnet.inference import pretrained
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
@@ -30,14 +31,18 @@ SECOND = np.array([0, 1, 0, 1, 1, 1])  # five are correct: one lost, three gaine
 PIXELS = tiny_images(1, seed=0).pixels[:6]
 
 
-def make_result(name: str, predicted: np.ndarray, confidence: float = 0.9) -> RevisionResult:  # type: ignore[type-arg]
-    probabilities = np.full((len(predicted), 3), (1 - confidence) / 2)
-    probabilities[np.arange(len(predicted)), predicted] = confidence - 0.01 * np.arange(len(predicted))
-    return RevisionResult(name, probabilities, TRUE, CLASSES)
+def make_probabilities(predicted: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    probabilities = np.full((len(predicted), 3), 0.05)
+    probabilities[np.arange(len(predicted)), predicted] = 0.9 - 0.01 * np.arange(len(predicted))
+    return probabilities
+
+
+def make_result(name: str, predicted: np.ndarray) -> RevisionResult:  # type: ignore[type-arg]
+    return RevisionResult(name, TRUE, predicted, make_probabilities(predicted).max(axis=1), CLASSES)
 
 
 def write_outputs(root: Path, predicted: np.ndarray) -> None:  # type: ignore[type-arg]
-    logits = np.log(make_result("", predicted).probabilities)
+    logits = np.log(make_probabilities(predicted))
     write_array(root / LOGITS, np.stack([logits, logits]))
     write_array(root / LABELS, TRUE)
     write_array(root / IMAGES, PIXELS)
@@ -56,7 +61,7 @@ def test_the_report_counts_gained_and_lost_images() -> None:
 
 
 def test_results_on_different_test_data_raise_an_error() -> None:
-    other = RevisionResult("other", np.eye(3)[FIRST], TRUE[::-1], CLASSES)
+    other = RevisionResult("other", TRUE[::-1], FIRST, np.ones(6), CLASSES)
     with pytest.raises(UserError, match="old and other were evaluated on different test data"):
         comparison_report(make_result("old", FIRST), other)
 
@@ -92,8 +97,8 @@ def test_results_are_read_from_git_and_dvc(
 
     head = read_result(tmp_path, "HEAD")
     assert head.predicted.tolist() == FIRST.tolist()
-    unscaled = make_result("", FIRST).probabilities[0]
-    assert head.probabilities[0] == pytest.approx(np.sqrt(unscaled) / np.sqrt(unscaled).sum())  # the temperature is 2
+    scaled = np.sqrt(make_probabilities(FIRST))  # the temperature is 2
+    assert head.confidence == pytest.approx(scaled.max(axis=1) / scaled.sum(axis=1))
     monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", "--output", str(tmp_path / "out.png")])
     assert command.main(tmp_path) == 0
     assert "correct: both 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out
@@ -104,3 +109,30 @@ def test_results_are_read_from_git_and_dvc(
     (tmp_path / LOGITS).unlink()
     with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `dvc repro evaluate`"):
         read_result(tmp_path, "workspace")
+
+
+def test_the_pretrained_weights_are_compared_with_a_revision(
+    project: Path,
+    tmp_path: Path,
+    tiny_pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
+    accuracy = json.loads((tiny_pretrained / "metrics.json").read_text())["accuracy"]
+    output = str(tmp_path / "out.png")
+    for names in (("pretrained", "workspace"), ("workspace", "pretrained")):
+        monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", *names, "--output", output])
+        assert command.main(project) == 0
+        expected = f"{names[0]}: {accuracy:.2%}, {names[1]}: {accuracy:.2%} of 40 test images"
+        assert capsys.readouterr().out.splitlines()[0] == expected
+    with pytest.raises(UserError, match="pretrained and other were evaluated on different test data"):
+        comparison_report(read_result(project, "pretrained"), make_result("other", FIRST))
+
+
+def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images_of_the_other_revision(
+    tmp_path: Path,
+) -> None:
+    write_outputs(tmp_path, SECOND)
+    figure = plot_differences(make_result("pretrained", FIRST), make_result("workspace", SECOND), tmp_path)
+    assert len(figure.axes) == 4
