@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from cifar_resnet.inference.onnx_file import INPUT, LOGITS, PROBABILITIES
 from cifar_resnet.models.batch_norm import PairedBatchNorm
 from cifar_resnet.models.mirrored_convolution import MirroredConvolution
 from cifar_resnet.models.resnet import NUM_CLASSES, Block, ResNet
@@ -21,7 +21,6 @@ from cifar_resnet.params.schema import ModelParams
 
 OPSET = 17  # ONNX 1.12, June 2022
 IR_VERSION = 8  # of the same release
-INPUT, LOGITS, PROBABILITIES = "images", "logits", "probabilities"
 
 
 class Graph:
@@ -31,8 +30,8 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
-    def constant(self, name: str, value: Tensor | NDArray[Any]) -> str:
-        array = np.ascontiguousarray(value.detach().numpy() if isinstance(value, Tensor) else value)
+    def constant(self, name: str, value: Tensor | float) -> str:
+        array = np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float32)
         self.constants.append(numpy_helper.from_array(array, name))
         return name
 
@@ -58,7 +57,7 @@ def build_graph(model: ResNet, params: ModelParams, temperature: float) -> onnx.
     for index, layer in enumerate(model.layers):
         x = add_sequence(graph, x, layer, f"layers.{index}")
     x = add_head(graph, x, model, params)
-    x = graph.node("Div", [x, graph.constant("temperature", np.float32(temperature))], "scaled_logits")
+    x = graph.node("Div", [x, graph.constant("temperature", temperature)], "scaled_logits")
     graph.node("Softmax", [x], PROBABILITIES, axis=1)
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", NUM_CLASSES]) for name in
                (LOGITS, PROBABILITIES)]  # fmt: skip
@@ -104,6 +103,7 @@ def add_convolution(graph: Graph, x: str, conv: nn.Conv2d, norm: nn.Module | Non
         filters = filters * scale.view(-1, 1, 1, 1)
         inputs.append(graph.constant(f"{name}.bias", bias))
     graph.constant(f"{name}.weight", filters)
+    assert isinstance(conv.padding, tuple)
     top, left = conv.padding
     return graph.node("Conv", inputs, name, kernel_shape=filters.shape[2:], strides=conv.stride,
                       pads=[top, left, top, left])  # fmt: skip
@@ -143,7 +143,7 @@ def add_silu(graph: Graph, x: str, name: str) -> str:
 
 def add_gelu(graph: Graph, x: str, name: str) -> str:
     """x / 2 * (1 + erf(x / sqrt(2))), in the form that ONNX Runtime recognizes."""
-    root, one, half = (graph.constant(f"{name}.{key}", np.float32(value)) for key, value in
+    root, one, half = (graph.constant(f"{name}.{key}", value) for key, value in
                        (("root", 2**0.5), ("one", 1), ("half", 0.5)))  # fmt: skip
     scaled = graph.node("Div", [x, root], f"{name}.scaled")
     share = graph.node("Add", [graph.node("Erf", [scaled], f"{name}.erf"), one], f"{name}.share")
