@@ -57,9 +57,15 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
+# DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.
+quick: .venv/ready ## run all six stages on a small network as an experiment: about two minutes, at least 85 %
+	@git for-each-ref --format='delete %(refname)' 'refs/exps/*/*/quick' | git update-ref --stdin
+	@$(MAKE) --no-print-directory preset NAME=quick
+	@python -m cifar_resnet.cli.quick
+
 A := HEAD
 B := workspace
-compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
+compare: .venv/ready ## is B better than A? Git revisions, DVC experiments or pretrained: make compare A=HEAD B=workspace
 	@cifar-resnet compare '$(A)' '$(B)'
 
 search: .venv/ready ## search for a better network, or continue the search; section search of params.yaml
@@ -76,11 +82,15 @@ registry: .venv/ready ## list the registered models; `cifar-resnet registry --he
 mlflow-backfill: .venv/ready ## add missing runs to MLflow, of the workspace, HEAD and every experiment
 	@cifar-resnet backfill
 
+MODEL := data/model
+pretrained: .venv/ready ## write src/cifar_resnet/pretrained from an evaluated model: make pretrained MODEL=data/model
+	@python benchmarks/pretrained.py '$(MODEL)'
+
 params-docs: .venv/ready ## write docs/params.md and docs/params.schema.json, after a change of params.yaml or its fields
 	@python docs/params.py
 
 constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro preset test test-faults test-services postgresql registry mlflow-backfill compare search
+.PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql registry mlflow-backfill compare search
 .PHONY: benchmark ui params-docs constraints FORCE

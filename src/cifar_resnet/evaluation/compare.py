@@ -13,8 +13,8 @@ from cifar_resnet.data.dataset import Labels
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import metrics, plots, significance
 from cifar_resnet.files import read_json
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
-from cifar_resnet.inference.pretrained import PRETRAINED, PRETRAINED_FOLDER, read_test_predictions
 from cifar_resnet.models import saved_model
 from cifar_resnet.models.saved_model import CONFIG_FILE
 from cifar_resnet.versioning.revisions import read_revision_file
@@ -50,9 +50,11 @@ def read_result(root: Path, revision: str) -> RevisionResult:
     Raises:
         UserError: if there is no such revision, or neither DVC's cache nor its remote has the files.
     """
-    if revision == PRETRAINED:
+    if revision == pretrained.NAME:
         return RevisionResult(
-            revision, *read_test_predictions(PRETRAINED_FOLDER), read_json(PRETRAINED_FOLDER / CONFIG_FILE)["classes"]
+            revision,
+            *pretrained.read_test_predictions(pretrained.FOLDER),
+            read_json(pretrained.FOLDER / CONFIG_FILE)["classes"],
         )
     config = json.loads(read_revision_file(root, revision, CONFIG))
     logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
@@ -108,7 +110,7 @@ def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) 
     rows = np.concatenate([lost, gained])
     if not len(rows):
         return plots.plot_notice(f"{first.revision} and {second.revision} classify the same images correctly")
-    source = second.revision if first.revision == PRETRAINED else first.revision
+    source = second.revision if first.revision == pretrained.NAME else first.revision
     classes, pixels = first.classes, load_array(root, source, IMAGES)[rows]
     changes = ["lost"] * len(lost) + ["gained"] * len(gained)
     captions = [

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from cifar_resnet.data.dataset import Labels
 from cifar_resnet.files import atomic_write
 
-PRETRAINED = "pretrained"  # name for --model and `cifar-resnet compare`
-PRETRAINED_FOLDER = Path(__file__).parents[1] / PRETRAINED
+NAME = "pretrained"  # for --model and `cifar-resnet compare`
+FOLDER = Path(__file__).parents[1] / NAME
 PREDICTIONS_FILE = "predictions.npz"
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from cifar_resnet.device import Device, select_device
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.model import Model
-from cifar_resnet.inference.pretrained import PRETRAINED, PRETRAINED_FOLDER
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 
 MODEL = "data/model"
@@ -65,8 +65,8 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
     with ExitStack() as stack:
         if requested is None:
             yield find_champion(root, stack) or default_model(root)
-        elif requested == PRETRAINED:
-            yield evaluated_model(PRETRAINED_FOLDER, PRETRAINED)
+        elif requested == pretrained.NAME:
+            yield evaluated_model(pretrained.FOLDER, pretrained.NAME)
         elif not requested.startswith(URI_SCHEMES) and (path := root / requested).exists():
             yield saved_model_at(path, requested)
         elif (registered := find_registered(root, requested, stack)) is not None:
@@ -82,7 +82,7 @@ def default_model(root: Path) -> NamedModel:
     """data/model if it has weights, otherwise the pretrained weights."""
     if (root / MODEL / WEIGHTS_FILE).exists():
         return evaluated_model(root / MODEL, MODEL)
-    return evaluated_model(PRETRAINED_FOLDER, PRETRAINED)
+    return evaluated_model(pretrained.FOLDER, pretrained.NAME)
 
 
 def saved_model_at(path: Path, name: str) -> NamedModel:
@@ -119,7 +119,7 @@ def matching_metrics(folder: Path, evaluation: Path) -> dict[str, Any] | None:
 
 def better_model(root: Path, used: NamedModel) -> NamedModel | None:
     """Of data/model and the pretrained weights, the one with the higher test accuracy, if `used` has a lower one."""
-    models = (evaluated_model(root / MODEL, MODEL), evaluated_model(PRETRAINED_FOLDER, PRETRAINED))
+    models = (evaluated_model(root / MODEL, MODEL), evaluated_model(pretrained.FOLDER, pretrained.NAME))
     usable = [model for model in models if (model.folder / WEIGHTS_FILE).exists()]
     best = max(usable, key=lambda model: model.accuracy or 0.0, default=used)
     if best.accuracy is None or used.accuracy is None or best.accuracy <= used.accuracy:

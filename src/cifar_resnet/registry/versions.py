@@ -20,7 +20,7 @@ from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference.pretrained import PRETRAINED
+from cifar_resnet.inference import pretrained
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
 from cifar_resnet.registry.promotion import CHAMPION, get_champion
@@ -74,7 +74,7 @@ def package_code() -> Iterator[Path]:
     package = Path(served_model.__file__).parents[1]
     with tempfile.TemporaryDirectory() as scratch:
         copy = Path(scratch) / package.name
-        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", PRETRAINED))
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", pretrained.NAME))
         yield copy
 
 
