@@ -27,8 +27,8 @@ def export_command(root: Path, arguments: Namespace) -> int:
         raise UserError(f"export needs {error.name}: pip install 'cifar-resnet[train,onnx]'") from None
     from cifar_resnet.registry.load import find_model
 
-    with find_model(root, arguments.model) as (folder, name):
-        comparison = export_model(folder, arguments.output, precision=arguments.precision, root=root)
+    with find_model(root, arguments.model) as model:
+        comparison = export_model(model.folder, arguments.output, precision=arguments.precision, root=root)
     size = arguments.output.stat().st_size / 1e6
-    print(f"export: {name} -> {arguments.output}: {arguments.precision}, {size:.1f} MB; {comparison}")
+    print(f"export: {model.name} -> {arguments.output}: {arguments.precision}, {size:.1f} MB; {comparison}")
     return 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from cifar_resnet.data.dataset import Pixels
     from cifar_resnet.device import Device
     from cifar_resnet.inference.logits import Logits
+    from cifar_resnet.models.resnet import ResNet
 
+EXPORTED_SUFFIX = ".onnx"
 EXPORTED_FILE, WEIGHTS_FILE = "model.onnx", "model.safetensors"
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, and of both in Windows' Linux
 FAST_TORCH = {"float32": ("amx_bf16", "avx512_bf16"), "int8": ("amx_bf16",)}  # CPU flags with which torch is faster
@@ -39,17 +41,34 @@ def load_classifier(path: Path, device: Device = "auto") -> Classifier:
     Raises:
         UserError: if the model or the device cannot be used, or if their runtime is not installed.
     """
-    if path.suffix == ".onnx":
+    if path.suffix == EXPORTED_SUFFIX:
         return load_exported(path, device)
     exported = faster_export(path, device)
     if exported is not None:
         return exported
-    if find_spec("torch") is None:
-        raise UserError(f"{path}: needs torch, which is not installed: pip install 'cifar-resnet[train]', or pass a "
-                        "model.onnx of `cifar-resnet export`")  # fmt: skip
-    from cifar_resnet.device import select_device
+    require_torch(str(path))
+    from cifar_resnet.device import disable_malloc_trim, select_device
 
+    disable_malloc_trim()
     return load_torch(path, select_device(device))
+
+
+def check_device(device: Device) -> None:
+    """
+    Raises:
+        UserError: if an accelerator is requested and cannot be used.
+    """
+    if device not in ("auto", "cpu"):
+        require_torch(f"device {device}")
+        from cifar_resnet.device import select_device
+
+        select_device(device)
+
+
+def require_torch(user: str) -> None:
+    if find_spec("torch") is None:
+        raise UserError(f"{user}: needs torch, which is not installed: pip install 'cifar-resnet[train]', or pass a "
+                        "model.onnx of `cifar-resnet export`")  # fmt: skip
 
 
 def load_exported(path: Path, device: Device) -> Classifier:
@@ -102,17 +121,25 @@ def load_torch(folder: Path, target: torch.device) -> Classifier:
     Raises:
         UserError: if the model cannot be used; when it computes, if the device is out of memory.
     """
-    from cifar_resnet.device import report_out_of_memory, select_dtype
-    from cifar_resnet.inference.predictor import predict_logits
-    from cifar_resnet.models.saved_model import fitted_temperature, load_model
+    from cifar_resnet.device import select_dtype
+    from cifar_resnet.models.saved_model import load_model
 
-    model, config = load_model(folder, target)
-    precision, _ = select_dtype("auto", target)
+    return torch_classifier(*load_model(folder, target), select_dtype("auto", target)[0])
+
+
+def torch_classifier(network: ResNet, config: dict[str, Any], precision: torch.dtype) -> Classifier:
+    """
+    Args:
+        config: the content of the model's model.json.
+    """
+    from cifar_resnet.device import report_out_of_memory
+    from cifar_resnet.inference.predictor import predict_logits
+    from cifar_resnet.models.saved_model import fitted_temperature
 
     def logits_fn(pixels: Pixels) -> Logits:
         with report_out_of_memory("lower --batch-size, or use --device cpu"):
-            logits = predict_logits(model, pixels, batch_size=max(1, len(pixels)), precision=precision)
+            logits = predict_logits(network, pixels, batch_size=max(1, len(pixels)), precision=precision)
         return np.asarray(logits)
 
     temperature, temperature_tta = (fitted_temperature(config, augmented=augmented) for augmented in (False, True))
-    return Classifier(logits_fn, tuple(config["classes"]), temperature, temperature_tta, model.mirrored)
+    return Classifier(logits_fn, tuple(config["classes"]), temperature, temperature_tta, network.mirrored)

@@ -42,8 +42,8 @@ def quantize(
         onnx.save(model, source)
         quantize_static(
             source, target, Images(pixels), quant_format=QuantFormat.QDQ, op_types_to_quantize=list(QUANTIZED),
-            nodes_to_exclude=list(float_nodes(model.graph.node)), per_channel=True, reduce_range=options.pop("reduce_range",True),
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=method, extra_options=options,
+            nodes_to_exclude=list(float_nodes(model.graph.node)), per_channel=True, reduce_range=True,
+            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=method,
         )  # fmt: skip
         return onnx.load(target)
 
