@@ -23,7 +23,7 @@ from cifar_resnet.params.schema import ModelParams
 Precision = Literal["float32", "int8"]
 LICENSE = "MIT"
 TRAIN_IMAGES = "data/prepared/train_images.npy"
-NUM_CALIBRATION, NUM_COMPARED = 500, 200  # training images
+NUM_CALIBRATION, NUM_COMPARED = 300, 200  # training images
 MAX_DIFFERENCE = 1e-3  # of a logit, in float32; typical logits are 1 to 10 and differ by 1e-5
 MIN_AGREEMENT = 0.95  # share of images to which int8 gives the same class
 
