@@ -48,6 +48,9 @@ postgresql:
 benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runtime, about 5 minutes (after make repro)
+	@python benchmarks/inference.py
+
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
 preset = presets/$(NAME).yaml
 options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
@@ -93,4 +96,4 @@ constraints: .venv/ready ## write the installed versions to constraints.txt, aft
 	@pip freeze --exclude-editable > constraints.txt
 
 .PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql registry mlflow-backfill compare search
-.PHONY: benchmark ui params-docs constraints FORCE
+.PHONY: benchmark benchmark-inference ui params-docs constraints FORCE
