@@ -95,7 +95,7 @@ def test_the_size_is_limited_and_old_files_are_removed(
     assert size == sum(path.stat().st_size for path in (root / "out").iterdir())
     assert not (root / "out/old.safetensors").exists()
     monkeypatch.setattr(script, "MAX_BYTES", size - 1)
-    with pytest.raises(UserError, match="at most .* are allowed"):
+    with pytest.raises(UserError, match=r"at most .* are allowed"):
         script.write_pretrained(root, "data/model", root / "out")
 
 

@@ -11,7 +11,7 @@ from cifar_resnet.versioning.revisions import read_revision_file
 EXPERIMENT = "quick"
 RESULT = """
 quick: {accuracy}
-quick: {parameters:,} parameters, trained in {seconds:.0f} s; {model_name} version {version} in MLflow's registry
+quick: {parameters:,} parameters, trained in {seconds:.0f} s; {registration}
 quick: params.yaml, the committed result and the champion have not changed
 
 Look at it:
@@ -20,22 +20,27 @@ Look at it:
   cifar-resnet compare quick pretrained    which images the pretrained network gains
 
 Next:
-  cifar-resnet predict photo.jpg --model models:/{model_name}/{version}
+  cifar-resnet predict photo.jpg --model pretrained
   dvc exp run --temp -S train.epochs=4     train with other values of params.yaml
   make repro                               train the committed network
 
 `source .venv/bin/activate` puts these commands into PATH."""
 
 
-def main(root: Path) -> None:
+def print_result(root: Path) -> None:
     metrics, decision = (
         json.loads(read_revision_file(root, EXPERIMENT, f"data/{path}"))
         for path in ("evaluation/metrics.json", "registry/decision.json")
     )
-    values = {"parameters": metrics["parameters"], "seconds": metrics["training_seconds"]}
     accuracy, _ = summary_lines(metrics)
-    print(RESULT.format(accuracy=accuracy, model_name=decision["model_name"], version=decision["version"], **values))
+    print(
+        RESULT.format(
+            accuracy=accuracy, parameters=metrics["parameters"], seconds=metrics["training_seconds"],
+            registration="{model_name} version {version} in MLflow's registry".format_map(decision)
+            if "version" in decision else decision["reason"],
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
-    run(main, "quick")
+    run(print_result, "quick")
