@@ -58,6 +58,9 @@ chromium:
 benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runtime, about 5 minutes (after make repro)
+	@python benchmarks/inference.py
+
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
 preset = presets/$(NAME).yaml
 options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
@@ -104,4 +107,4 @@ constraints: .venv/demo .venv/services ## write the installed versions to constr
 	@pip freeze --exclude-editable > constraints.txt
 
 .PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql chromium demo registry
-.PHONY: mlflow-backfill compare search benchmark ui params-docs constraints FORCE
+.PHONY: mlflow-backfill compare search benchmark benchmark-inference ui params-docs constraints FORCE
