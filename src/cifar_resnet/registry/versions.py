@@ -21,7 +21,7 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
-from cifar_resnet.registry.promotion import CHAMPION, get_champion
+from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
 from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
@@ -116,10 +116,10 @@ def delete_duplicates(client: MlflowClient, name: str, tags: dict[str, str], cre
 
 
 def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersion | None:
-    """Find a version by "champion", by its number, or by the id of the run that trained it."""
+    """Find a version by "champion" or "challenger", by its number, or by the id of the run that trained it."""
     try:
-        if requested == CHAMPION:
-            return get_champion(client, name)
+        if requested in (CHAMPION, CHALLENGER):
+            return client.get_model_version_by_alias(name, requested)
         if requested.isdecimal():
             return client.get_model_version(name, requested)
     except MlflowException:  # the model or version does not exist
