@@ -8,21 +8,29 @@ help:            ## list these commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 
 # Installs when pyproject.toml or constraints.txt have another content, or when .venv's Python does not run (.venv comes from
-# another machine). The marker, a copy of both, is written last: an interrupted installation starts again.
+# another machine). The marker, a copy of both, is removed first and written last: after an interruption .venv is made anew.
+# PyTorch for CPUs only (1 GB instead of 6): make setup PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
 .venv/ready: pyproject.toml constraints.txt $(if $(usable),,FORCE)
 	@[ -e .git ] || git rev-parse --git-dir >/dev/null 2>&1 || { echo "this folder is not in a Git repository, which DVC needs:" \
 	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
 	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
-	  echo "installing into .venv (once; about 2 minutes and 6 GB, most of it torch)" && \
-	  $(PYTHON) -m venv $(if $(usable),,--clear) .venv && \
-	  $(bin)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[test]' && \
-	  $(bin)/python .ci/portable_venv.py; }
+	  echo "installing PyTorch, DVC, MLflow and the tests' tools into .venv (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
+	  clear=$$(test '$(usable)' -a -e $@ || echo --clear) && rm -f $@ && $(PYTHON) -m venv $$clear .venv && \
+	  $(bin)/python .ci/install.py train,test && $(bin)/python .ci/portable_venv.py; }
 	@cat pyproject.toml constraints.txt > $@
 FORCE:
 
+# An extra of pyproject.toml that only some commands need. The marker has its name.
+.venv/demo .venv/services: .venv/ready
+	@cmp --quiet .venv/ready $@ || { echo "installing the extra '$(@F)' into .venv (once)" && \
+	  $(bin)/python .ci/install.py $(@F) && $(bin)/python .ci/portable_venv.py; }
+	@cp .venv/ready $@
+
 setup: .venv/ready ## create .venv with the pinned dependencies and this package
+	@echo "next: source $(bin)/activate && cifar-resnet predict photo.jpg (classifies your picture),"
+	@echo "      make demo (a page in the browser), make quick (a small experiment), make repro (the pipeline); make help lists all"
 
 repro: .venv/ready ## run the pipeline: every stage whose inputs have changed, in order
 	@dvc repro
@@ -36,14 +44,16 @@ test: .venv/ready ## run every check: format, lint, types, tests
 test-faults: .venv/ready ## kill trainings in many ways and compare with uninterrupted ones, about 11 minutes
 	@pytest -m faults
 
-test-services: .venv/ready postgresql ## run the tests with real servers: models over HTTP, MLflow on PostgreSQL, several writers
+test-services: .venv/services postgresql chromium ## run the tests with real servers: models over HTTP, the demo in a browser, MLflow on PostgreSQL, several writers
 	@pytest -m services
 
-# Debian and Ubuntu install the programs of the server outside of PATH. Without any server, one is installed.
+# Debian and Ubuntu install the programs of the server outside of PATH. What is missing is installed.
+apt_install = { command -v apt-get >/dev/null || { echo "$@ not found: install it, with $(1) in PATH"; exit 1; }; \
+  root=$$([ "$$(id -u)" = 0 ] || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq $@; }
 postgresql:
-	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || { \
-	  command -v apt-get >/dev/null || { echo "no PostgreSQL found: install its server, with initdb in PATH"; exit 1; }; \
-	  root=$$([ "$$(id -u)" = 0 ] || echo sudo); $$root apt-get update -qq && $$root apt-get install -y -qq postgresql; }
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null || $(call apt_install,initdb)
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || $(call apt_install,chromium)
 
 benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
@@ -57,13 +67,22 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
+# DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.
+quick: .venv/ready ## run all six stages on a small network as an experiment: about two minutes, at least 85 %
+	@git for-each-ref --format='delete %(refname)' 'refs/exps/*/*/quick' | git update-ref --stdin
+	@$(MAKE) --no-print-directory preset NAME=quick
+	@python -m cifar_resnet.cli.quick
+
 A := HEAD
 B := workspace
-compare: .venv/ready ## is B better than A? two Git revisions or DVC experiments: make compare A=HEAD B=workspace
+compare: .venv/ready ## is B better than A? Git revisions, DVC experiments or pretrained: make compare A=HEAD B=workspace
 	@cifar-resnet compare '$(A)' '$(B)'
 
 search: .venv/ready ## search for a better network, or continue the search; section search of params.yaml
 	@cifar-resnet search
+
+demo: .venv/demo ## open a page in the browser that classifies your pictures
+	@cifar-resnet demo
 
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@case "$$MLFLOW_TRACKING_URI" in \
@@ -76,11 +95,15 @@ registry: .venv/ready ## list the registered models; `cifar-resnet registry --he
 mlflow-backfill: .venv/ready ## add missing runs to MLflow, of the workspace, HEAD and every experiment
 	@cifar-resnet backfill
 
+MODEL := data/model
+pretrained: .venv/ready ## write src/cifar_resnet/pretrained from an evaluated model: make pretrained MODEL=data/model
+	@python benchmarks/pretrained.py '$(MODEL)'
+
 params-docs: .venv/ready ## write docs/params.md and docs/params.schema.json, after a change of params.yaml or its fields
 	@python docs/params.py
 
-constraints: .venv/ready ## write the installed versions to constraints.txt, after a change in pyproject.toml
+constraints: .venv/demo .venv/services ## write the installed versions to constraints.txt, after a change in pyproject.toml
 	@pip freeze --exclude-editable > constraints.txt
 
-.PHONY: help setup repro preset test test-faults test-services postgresql registry mlflow-backfill compare search
-.PHONY: benchmark ui params-docs constraints FORCE
+.PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql chromium demo registry
+.PHONY: mlflow-backfill compare search benchmark ui params-docs constraints FORCE

@@ -105,14 +105,19 @@ def write_params(root: Path, **sections: dict[str, Any]) -> None:
     (root / "params.yaml").write_text(dump_yaml(tiny_values(**sections)), encoding="utf-8")
 
 
-def stage(name: str) -> ModuleType:
-    """Import stages/{name}.py as a new module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "stages" / f"{name}.py")
+def load_script(path: str) -> ModuleType:
+    """Import a script of this project, which is not part of the package, as a new module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def stage(name: str) -> ModuleType:
+    """Import stages/{name}.py as a new module."""
+    return load_script(f"stages/{name}.py")
 
 
 def tiny(patch: pytest.MonkeyPatch) -> None:
@@ -171,3 +176,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("preprocess", "train", "evaluate", "register", "predict"):
             stage(name).main(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_pretrained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of pretrained weights, written from the tiny project's model."""
+    folder = tmp_path_factory.mktemp("package") / "pretrained"
+    load_script("benchmarks/pretrained.py").write_pretrained(project, "data/model", folder)
+    return folder

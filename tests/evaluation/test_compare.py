@@ -30,14 +30,18 @@ SECOND = np.array([0, 1, 0, 1, 1, 1])  # five are correct: one lost, three gaine
 PIXELS = tiny_images(1, seed=0).pixels[:6]
 
 
-def make_result(name: str, predicted: np.ndarray, confidence: float = 0.9) -> RevisionResult:  # type: ignore[type-arg]
-    probabilities = np.full((len(predicted), 3), (1 - confidence) / 2)
-    probabilities[np.arange(len(predicted)), predicted] = confidence - 0.01 * np.arange(len(predicted))
-    return RevisionResult(name, probabilities, TRUE, CLASSES)
+def make_probabilities(predicted: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    probabilities = np.full((len(predicted), 3), 0.05)
+    probabilities[np.arange(len(predicted)), predicted] = 0.9 - 0.01 * np.arange(len(predicted))
+    return probabilities
+
+
+def make_result(name: str, predicted: np.ndarray) -> RevisionResult:  # type: ignore[type-arg]
+    return RevisionResult(name, TRUE, predicted, make_probabilities(predicted).max(axis=1), CLASSES)
 
 
 def write_outputs(root: Path, predicted: np.ndarray) -> None:  # type: ignore[type-arg]
-    logits = np.log(make_result("", predicted).probabilities)
+    logits = np.log(make_probabilities(predicted))
     write_array(root / LOGITS, np.stack([logits, logits]))
     write_array(root / LABELS, TRUE)
     write_array(root / IMAGES, PIXELS)
@@ -56,7 +60,7 @@ def test_the_report_counts_gained_and_lost_images() -> None:
 
 
 def test_results_on_different_test_data_raise_an_error() -> None:
-    other = RevisionResult("other", np.eye(3)[FIRST], TRUE[::-1], CLASSES)
+    other = RevisionResult("other", TRUE[::-1], FIRST, np.ones(6), CLASSES)
     with pytest.raises(UserError, match="old and other were evaluated on different test data"):
         comparison_report(make_result("old", FIRST), other)
 
@@ -92,8 +96,8 @@ def test_results_are_read_from_git_and_dvc(
 
     head = read_result(tmp_path, "HEAD")
     assert head.predicted.tolist() == FIRST.tolist()
-    unscaled = make_result("", FIRST).probabilities[0]
-    assert head.probabilities[0] == pytest.approx(np.sqrt(unscaled) / np.sqrt(unscaled).sum())  # the temperature is 2
+    scaled = np.sqrt(make_probabilities(FIRST))  # the temperature is 2
+    assert head.confidence == pytest.approx(scaled.max(axis=1) / scaled.sum(axis=1))
     monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", "--output", str(tmp_path / "out.png")])
     assert command.main(tmp_path) == 0
     assert "correct: both 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_the_pipeline_runs_on_the_official_data(tmp_path: Path) -> None:
     page = (tmp_path / "dvc_plots/index.html").read_text(encoding="utf-8")
     for plot in parse_yaml((tmp_path / "dvc.yaml").read_text(encoding="utf-8"))["plots"]:
         assert (plot if isinstance(plot, str) else next(iter(plot.values()))["title"]) in page
-    assert "docs/metrics.md says" in page  # the page uses the template .dvc/page.html
+    assert "docs/results.md says" in page  # the page uses the template .dvc/page.html
 
     client = connect(tmp_path)
     runs = {run.data.tags.get("dvc_experiment", ""): run for run in client.search_runs([experiment_id(client)])}

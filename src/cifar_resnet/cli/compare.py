@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def add_compare_arguments(parser: ArgumentParser) -> None:
-    revision = "Git revision, name of a DVC experiment, or workspace"
+    revision = "Git revision, name of a DVC experiment, workspace, or pretrained"
     parser.add_argument("first", nargs="?", default="HEAD", help=f"{revision} (default: %(default)s)")
     parser.add_argument("second", nargs="?", default="workspace", help=f"{revision} (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("data/scratch/comparison.png"), metavar="FILE",

@@ -30,8 +30,8 @@ exit codes:
 def add_predict_arguments(parser: ArgumentParser) -> None:
     parser.epilog = INPUTS
     parser.add_argument("sources", nargs="+", metavar="source", help="file, folder, glob, zip or array, see below")
-    parser.add_argument("--model", help="champion, a version number, a run id, an MLflow URI, or the path of a model "
-                        "(default: the champion in MLflow, otherwise data/model)")  # fmt: skip
+    parser.add_argument("--model", help="pretrained, champion, a version number, a run id, an MLflow URI, or the path "
+                        "of a model (default: the champion in MLflow, else data/model, else pretrained)")  # fmt: skip
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
     parser.add_argument("--top", type=count, default=1, metavar="N", help="show the N most likely classes")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file, atomically, not to stdout")
@@ -45,16 +45,16 @@ def predict_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet import device
     from cifar_resnet.files import atomic_write
     from cifar_resnet.inference import image_reader, predictions
-    from cifar_resnet.registry.load import find_model
+    from cifar_resnet.registry.load import better_model, find_model
 
     device.disable_malloc_trim()
     target = device.select_device(arguments.device)
     chunks = image_reader.read_images(arguments.sources, root, batch_size=arguments.batch_size)
     counts, write = predictions.Counts(), predictions.WRITERS[arguments.format]
     out_of_memory = device.report_out_of_memory("lower --batch-size, or use --device cpu")
-    with find_model(root, arguments.model) as (folder, model_name), out_of_memory:
+    with find_model(root, arguments.model) as model, out_of_memory:
         results = predictions.predict_images(
-            folder, chunks, counts, target=target, strict=arguments.strict, batch_size=arguments.batch_size,
+            model.folder, chunks, counts, target=target, strict=arguments.strict, batch_size=arguments.batch_size,
             top=arguments.top,
         )  # fmt: skip
         if arguments.output is None:
@@ -65,5 +65,8 @@ def predict_command(root: Path, arguments: Namespace) -> int:
                 temporary.open("w", newline="", encoding="utf-8") as stream,
             ):
                 write(stream, results)
-    print(f"predict: {counts.predicted:,} images{counts.skipped_text()}, model: {model_name}", file=sys.stderr)
+    images = "image" if counts.predicted == 1 else "images"
+    print(f"predict: {counts.predicted:,} {images}{counts.skipped_text()}, model: {model}", file=sys.stderr)
+    if arguments.model is None and (better := better_model(root, model)) is not None:
+        print(f"predict: {better} is better: --model {better.name}", file=sys.stderr)
     return SOME_SKIPPED if counts.skipped else 0

@@ -1,4 +1,4 @@
-"""`cifar-resnet registry`: list the registered models, promote a version, roll back."""
+"""`cifar-resnet registry`: list the registered models, add the pretrained weights, promote a version, roll back."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -7,6 +7,8 @@ from pathlib import Path
 def add_registry_arguments(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     actions.add_parser("list", help="all versions with their metrics, and every change of the champion")
+    add = actions.add_parser("add", help="register the pretrained weights; they become the champion if they are better")
+    add.add_argument("model", choices=("pretrained",))
     promote = actions.add_parser("promote", help="make a version the champion, regardless of the policy")
     promote.add_argument("version", type=int)
     rollback = actions.add_parser("rollback", help="make the previous champion the champion again")
@@ -17,11 +19,17 @@ def add_registry_arguments(parser: ArgumentParser) -> None:
 
 def registry_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.params.file import load_params
+    from cifar_resnet.registry.add import add_pretrained
     from cifar_resnet.registry.listing import change_champion, list_models
     from cifar_resnet.tracking.client import connect, registry_lock
 
-    name = load_params(root / "params.yaml").register_.model_name
-    client = connect(root)
+    policy = load_params(root / "params.yaml").register_
+    if arguments.action == "add":
+        decision = add_pretrained(root, policy)
+        outcome = "is the champion" if decision.champion else "is not the champion"
+        print(f"add: {decision.model_name} version {decision.version} {outcome}: {decision.reason}")
+        return 0
+    client, name = connect(root), policy.model_name
     if arguments.action == "list":
         print(list_models(client, name))
         return 0

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from cifar_resnet.data.dataset import Labels
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import metrics, plots, significance
+from cifar_resnet.files import read_json
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
+from cifar_resnet.models.saved_model import CONFIG_FILE
 from cifar_resnet.versioning.revisions import read_revision_file
 
 LOGITS = "data/evaluation/logits.npy"
@@ -25,16 +28,16 @@ MAX_IMAGES = 12  # lost images in the figure, and as many gained ones
 
 @dataclass(frozen=True)
 class RevisionResult:
-    """A revision's predictions without test-time augmentation: probabilities (N, C), and the true labels (N,)."""
+    """A revision's predictions on the test images, without test-time augmentation.
+
+    labels, predicted: int64 (N,); confidence: float (N,), the calibrated probability of the predicted class.
+    """
 
     revision: str
-    probabilities: metrics.Floats
     labels: Labels
+    predicted: Labels
+    confidence: metrics.Floats
     classes: list[str]
-
-    @property
-    def predicted(self) -> Labels:
-        return np.asarray(self.probabilities.argmax(axis=1))
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -42,16 +45,22 @@ class RevisionResult:
 
 
 def read_result(root: Path, revision: str) -> RevisionResult:
-    """Read the outputs of evaluate at a Git revision, in a DVC experiment, or in the workspace.
+    """Read the results of a Git revision, a DVC experiment, the workspace, or the pretrained weights.
 
     Raises:
         UserError: if there is no such revision, or neither DVC's cache nor its remote has the files.
     """
+    if revision == pretrained.NAME:
+        return RevisionResult(
+            revision,
+            *pretrained.read_test_predictions(pretrained.FOLDER),
+            read_json(pretrained.FOLDER / CONFIG_FILE)["classes"],
+        )
     config = json.loads(read_revision_file(root, revision, CONFIG))
     logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_array(root, revision, LABELS).astype(np.int64)
-    return RevisionResult(revision, probabilities, labels, config["classes"])
+    return RevisionResult(revision, labels, probabilities.argmax(axis=1), probabilities.max(axis=1), config["classes"])
 
 
 def load_array(root: Path, revision: str, path: str) -> NDArray[Any]:
@@ -91,13 +100,18 @@ def comparison_report(first: RevisionResult, second: RevisionResult) -> str:
 
 
 def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) -> Any:
-    """Images that only one revision classifies correctly: lost, then gained ones, the most confident mistakes first."""
+    """Images that only one revision classifies correctly: lost, then gained ones, the most confident mistakes first.
+
+    Raises:
+        UserError: if the test images cannot be read; the pretrained weights come without them.
+    """
     lost = most_confident(second, np.flatnonzero(first.correct & ~second.correct))
     gained = most_confident(first, np.flatnonzero(second.correct & ~first.correct))
     rows = np.concatenate([lost, gained])
     if not len(rows):
         return plots.plot_notice(f"{first.revision} and {second.revision} classify the same images correctly")
-    classes, pixels = first.classes, load_array(root, first.revision, IMAGES)[rows]
+    source = second.revision if first.revision == pretrained.NAME else first.revision
+    classes, pixels = first.classes, load_array(root, source, IMAGES)[rows]
     changes = ["lost"] * len(lost) + ["gained"] * len(gained)
     captions = [
         f"{change}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"
@@ -108,4 +122,4 @@ def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) 
 
 def most_confident(result: RevisionResult, rows: NDArray[np.intp]) -> NDArray[np.intp]:
     """The MAX_IMAGES of `rows` in which `result` is most confident, in descending order."""
-    return rows[np.argsort(-result.probabilities[rows].max(axis=1), kind="stable")][:MAX_IMAGES]
+    return rows[np.argsort(-result.confidence[rows], kind="stable")][:MAX_IMAGES]

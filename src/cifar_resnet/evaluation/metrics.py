@@ -1,6 +1,6 @@
 """Classification metrics from arrays: scikit-learn and scipy where they have the metric, own code otherwise.
 
-Labels are int64 (N,), logits and probabilities float (N, C). Shares are between 0 and 1. docs/metrics.md explains every
+Labels are int64 (N,), logits and probabilities float (N, C). Shares are between 0 and 1. docs/results.md explains every
 metric and every column.
 """
 

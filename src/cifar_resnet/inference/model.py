@@ -29,11 +29,17 @@ class Model:
     Args:
         folder: holds model.safetensors and model.json.
         target: the device to compute on.
+        name: for people, by default the folder.
+        accuracy: on the test set, without test-time augmentation; None if it is not known.
     """
 
-    def __init__(self, folder: Path, target: torch.device) -> None:
+    def __init__(self, folder: Path, target: torch.device, *, name: str = "", accuracy: float | None = None) -> None:
+        self.name, self.accuracy = name or str(folder), accuracy
         self.network, self.config = load_model(folder, target)
         self.precision, _ = select_dtype("auto", target)
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, accuracy={self.accuracy})"
 
     @property
     def classes(self) -> list[str]:

@@ -1,64 +1,143 @@
-"""Find a model by the name that a user gives: a path, an alias, a version, a run or an MLflow URI."""
+"""Find a model by the name that a user gives: a path, an alias, a version, a run, an MLflow URI, or pretrained."""
 
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cifar_resnet.device import Device, select_device
 from cifar_resnet.errors import UserError
+from cifar_resnet.files import read_json
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.model import Model
-from cifar_resnet.params.file import load_params
+from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 
 MODEL = "data/model"
+METRICS_FILE = "metrics.json"
 URI_SCHEMES = ("models:/", "runs:/")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that a user can name.
+
+    Attributes:
+        folder: holds model.safetensors and model.json.
+        name: for messages and for --model.
+        evaluation: the folder with the metrics.json and reliability.csv of this model; None if there is none.
+        accuracy: on the test set, without test-time augmentation; None if it is not known.
+    """
+
+    folder: Path
+    name: str
+    evaluation: Path | None = None
+    accuracy: float | None = None
+
+    def __str__(self) -> str:
+        known = "unknown" if self.accuracy is None else f"{self.accuracy:.2%}"
+        return f"{self.name} (test accuracy {known})"
 
 
 def load_named_model(source: str | Path | None, *, device: Device = "auto") -> Model:
     """See `cifar_resnet.load`."""
-    target = select_device(device)
-    with find_model(Path.cwd(), None if source is None else str(source)) as (folder, _):
-        return Model(folder, target)
+    root, target = Path.cwd(), select_device(device)
+    with find_model(root, None if source is None else str(source)) as model:
+        loaded = Model(model.folder, target, name=model.name, accuracy=model.accuracy)
+    if source is None:
+        print(f"cifar_resnet.load: {model}", file=sys.stderr)
+        if (better := better_model(root, model)) is not None:
+            print(f"cifar_resnet.load: {better} is better: load({better.name!r})", file=sys.stderr)
+    return loaded
 
 
 @contextmanager
-def find_model(root: Path, requested: str | None) -> Iterator[tuple[Path, str]]:
-    """Yield (folder with the model, its display name); a downloaded model is deleted when the block ends.
+def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
+    """Yield the requested model or, without a request, the champion, data/model or the pretrained weights.
+
+    A downloaded model is deleted when the block ends.
 
     Raises:
         UserError: if the model does not exist.
     """
     with ExitStack() as stack:
-        if requested is not None and not requested.startswith(URI_SCHEMES) and (path := root / requested).exists():
-            if path.is_file() and path.name != "model.safetensors":
-                raise UserError(
-                    f"{requested}: not a model; pass a model.safetensors with a model.json beside it, or the folder "
-                    "of both"
-                )
-            yield (path if path.is_dir() else path.parent), requested
-        elif requested is None:
-            yield find_champion(root, stack) or (root / MODEL, MODEL)
+        if requested is None:
+            yield find_champion(root, stack) or default_model(root)
+        elif requested == pretrained.NAME:
+            yield evaluated_model(pretrained.FOLDER, pretrained.NAME)
+        elif not requested.startswith(URI_SCHEMES) and (path := root / requested).exists():
+            yield saved_model_at(path, requested)
         elif (registered := find_registered(root, requested, stack)) is not None:
             yield registered
         else:
             raise UserError(
-                f"model {requested} not found: neither a path nor the champion, a version or a run in MLflow; "
-                "`cifar-resnet registry list` lists the versions"
+                f"model {requested} not found: neither a path nor pretrained, the champion, a version or a run in "
+                "MLflow; `cifar-resnet registry list` lists the versions"
             )
 
 
-def find_champion(root: Path, stack: ExitStack) -> tuple[Path, str] | None:
+def default_model(root: Path) -> NamedModel:
+    """data/model if it has weights, otherwise the pretrained weights."""
+    if (root / MODEL / WEIGHTS_FILE).exists():
+        return evaluated_model(root / MODEL, MODEL)
+    return evaluated_model(pretrained.FOLDER, pretrained.NAME)
+
+
+def saved_model_at(path: Path, name: str) -> NamedModel:
+    """The model in a folder, or beside its weights file.
+
+    Raises:
+        UserError: if the path is another file.
+    """
+    if path.is_file() and path.name != WEIGHTS_FILE:
+        raise UserError(
+            f"{name}: not a model; pass a model.safetensors with a model.json beside it, or the folder of both"
+        )
+    return evaluated_model(path if path.is_dir() else path.parent, name)
+
+
+def evaluated_model(folder: Path, name: str) -> NamedModel:
+    """The model with its evaluation, which is in the same folder or, as for data/model, in `evaluation` beside it."""
+    for evaluation in (folder, folder.resolve().parent / "evaluation"):
+        metrics = matching_metrics(folder, evaluation)
+        if metrics is not None:
+            return NamedModel(folder, name, evaluation, metrics["accuracy"])
+    return NamedModel(folder, name)
+
+
+def matching_metrics(folder: Path, evaluation: Path) -> dict[str, Any] | None:
+    """The content of metrics.json if it is of the model in `folder`: both name the run that trained the model."""
+    try:
+        metrics: dict[str, Any] = read_json(evaluation / METRICS_FILE)
+        run_id = read_json(folder / CONFIG_FILE)["provenance"]["mlflow_run"]
+        return metrics if metrics["mlflow_run"] == run_id and 0 <= metrics["accuracy"] <= 1 else None
+    except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of an early version
+        return None
+
+
+def better_model(root: Path, used: NamedModel) -> NamedModel | None:
+    """Of data/model and the pretrained weights, the one with the higher test accuracy, if `used` has a lower one."""
+    models = (evaluated_model(root / MODEL, MODEL), evaluated_model(pretrained.FOLDER, pretrained.NAME))
+    usable = [model for model in models if (model.folder / WEIGHTS_FILE).exists()]
+    best = max(usable, key=lambda model: model.accuracy or 0.0, default=used)
+    if best.accuracy is None or used.accuracy is None or best.accuracy <= used.accuracy:
+        return None
+    return best
+
+
+def find_champion(root: Path, stack: ExitStack) -> NamedModel | None:
     """Like `find_registered`, for the champion; None, after a message, also if MLflow cannot provide it."""
     try:
         return find_registered(root, "champion", stack)
     except UserError as error:
-        print(f"{error}; using {MODEL} instead", file=sys.stderr)
+        print(f"{error}; using {default_model(root).name} instead", file=sys.stderr)
         return None
 
 
-def find_registered(root: Path, requested: str, stack: ExitStack) -> tuple[Path, str] | None:
-    """(folder, display name) of a registered model; None without the model, without MLflow or without params.yaml.
+def find_registered(root: Path, requested: str, stack: ExitStack) -> NamedModel | None:
+    """A registered model; None without the model, without MLflow or without params.yaml.
 
     Args:
         requested: an MLflow URI, "champion", a version or a run.
@@ -70,6 +149,7 @@ def find_registered(root: Path, requested: str, stack: ExitStack) -> tuple[Path,
     is_uri = requested.startswith(URI_SCHEMES)
     if not is_uri and not (root / "params.yaml").exists():
         return None
+    from cifar_resnet.params.file import load_params
     from cifar_resnet.registry.reader import model_folder, open_registry
     from cifar_resnet.registry.versions import find_version
 
@@ -77,9 +157,12 @@ def find_registered(root: Path, requested: str, stack: ExitStack) -> tuple[Path,
     if client is None:
         return None
     if is_uri:
-        return model_folder(requested, stack, root), requested
+        return evaluated_model(model_folder(requested, stack, root), requested)
     name = load_params(root / "params.yaml").register_.model_name
     version = find_version(client, name, requested)
     if version is None:
         return None
-    return model_folder(f"models:/{name}/{version.version}", stack, root), f"{name} version {version.version}"
+    model = evaluated_model(
+        model_folder(f"models:/{name}/{version.version}", stack, root), f"{name} version {version.version}"
+    )
+    return replace(model, accuracy=float(version.tags["accuracy"])) if "accuracy" in version.tags else model

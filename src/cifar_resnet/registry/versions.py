@@ -1,8 +1,9 @@
 """Versions in MLflow's model registry: each with the code, weights and package list that it needs for serving."""
 
+import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlflow.store.artifact.models_artifact_repo import ModelsArtifactRepository
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference import pretrained
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
 from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
@@ -60,19 +62,29 @@ def log_model(run: Run, folder: Path, example: Pixels) -> Any:
     """Log the model to its run: a safetensors file and the code that loads it."""
     run_info = run.client.get_run(run.id).info
     try:
-        with mlflow.start_run(run_id=run.id):
-            return mlflow.pyfunc.log_model(name="model", **model_options(folder, example))
+        with mlflow.start_run(run_id=run.id), package_code() as code:
+            return mlflow.pyfunc.log_model(name="model", **model_options(folder, example, code))
     finally:  # start_run changes status and end time, but the training finished earlier
         run.client.set_terminated(run.id, "FINISHED", run_info.end_time)
 
 
-def model_options(folder: Path, example: Pixels) -> dict[str, Any]:
-    """Arguments of MLflow for the model in `folder`."""
+@contextmanager
+def package_code() -> Iterator[Path]:
+    """Yield a copy of the package folder without the pretrained weights, which every version would store again."""
+    package = Path(served_model.__file__).parents[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / package.name
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", pretrained.NAME))
+        yield copy
+
+
+def model_options(folder: Path, example: Pixels, code: Path) -> dict[str, Any]:
+    """Arguments of MLflow for the model in `folder` and the package folder `code`."""
     source = Path(served_model.__file__)
     return {
         "python_model": str(source),
         "artifacts": {"weights": str(folder / WEIGHTS_FILE), "config": str(folder / CONFIG_FILE)},
-        "code_paths": [str(source.parents[1])],  # the package folder cifar_resnet
+        "code_paths": [str(code)],
         "signature": served_model.SIGNATURE,
         "input_example": example,
         "pip_requirements": [f"{package}=={installed(package)}" for package in PIP_REQUIREMENTS],
@@ -84,9 +96,9 @@ def restore_files(version: ModelVersion, folder: Path, example: Pixels) -> None:
     uri = f"models:/{version.name}/{version.version}"
     if stored_files(uri) >= MODEL_FILES and stored_files(f"{uri}/artifacts") >= {WEIGHTS_FILE, CONFIG_FILE}:
         return
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, package_code() as code:
         model = Model(run_id=version.run_id, model_id=version.source.rpartition("/")[2])
-        mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **model_options(folder, example))
+        mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **model_options(folder, example, code))
         target = ModelsArtifactRepository.get_underlying_uri(uri)
         get_artifact_repository(target).log_artifacts(f"{name}/model")
     print(f"register: the missing files of {version.name} version {version.version} are restored")

@@ -1,0 +1,46 @@
+"""`make quick` ends with this program: the result of the experiment, where to look, and what to type next."""
+
+import json
+from pathlib import Path
+
+import cifar_resnet.environment_variables  # noqa: F401
+from cifar_resnet.errors import run
+from cifar_resnet.evaluation.report import summary_lines
+from cifar_resnet.versioning.revisions import read_revision_file
+
+EXPERIMENT = "quick"
+RESULT = """
+quick: {accuracy}
+quick: {parameters:,} parameters, trained in {seconds:.0f} s; {registration}
+quick: params.yaml, the committed result and the champion have not changed
+
+Look at it:
+  make ui                                  curves, figures and the registered model, in MLflow
+  dvc exp show                             its parameters and metrics, beside those of the committed result
+  cifar-resnet compare quick pretrained    which images the pretrained network gains
+
+Next:
+  cifar-resnet predict photo.jpg --model pretrained
+  dvc exp run --temp -S train.epochs=4     train with other values of params.yaml
+  make repro                               train the committed network
+
+`source .venv/bin/activate` puts these commands into PATH."""
+
+
+def print_result(root: Path) -> None:
+    metrics, decision = (
+        json.loads(read_revision_file(root, EXPERIMENT, f"data/{path}"))
+        for path in ("evaluation/metrics.json", "registry/decision.json")
+    )
+    accuracy, _ = summary_lines(metrics)
+    print(
+        RESULT.format(
+            accuracy=accuracy, parameters=metrics["parameters"], seconds=metrics["training_seconds"],
+            registration="{model_name} version {version} in MLflow's registry".format_map(decision)
+            if "version" in decision else decision["reason"],
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(print_result, "quick")

@@ -1,0 +1,47 @@
+"""Register the pretrained weights, with the evidence that comes with them."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import file_hash, read_json
+from cifar_resnet.inference import pretrained
+from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
+from cifar_resnet.params.schema import RegisterParams
+from cifar_resnet.registry.load import METRICS_FILE
+from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
+from cifar_resnet.registry.versions import register_version
+from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
+
+PROVENANCE_TAGS = (
+    *("train_data", "test_data", "git_commit", "git_dirty", "mlflow.source.git.commit"),
+    *("dvc_experiment", "dvc_baseline", "params"),
+)
+
+
+def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
+    """Register the pretrained weights and promote them if the policy allows. Needs neither data nor a training.
+
+    Raises:
+        UserError: if the weights are missing, or MLflow cannot be used.
+    """
+    try:
+        config, metrics = (read_json(pretrained.FOLDER / name) for name in (CONFIG_FILE, METRICS_FILE))
+        labels, predicted, _ = pretrained.read_test_predictions(pretrained.FOLDER)
+    except OSError as error:
+        raise UserError(f"{error.filename}: not found; install the package again") from None
+    provenance, mean = config["provenance"], config["normalisation"]["mean"]
+    tags = {name: provenance[name] for name in PROVENANCE_TAGS if name in provenance} | {
+        "accuracy": metrics["accuracy"],
+        "accuracy_tta": metrics["accuracy_tta"],
+        "parameters": metrics["parameters"],
+        "test_correct": encode_mask(labels == predicted),
+        "model": file_hash(pretrained.FOLDER / WEIGHTS_FILE),
+    }
+    mlflow_run = get_run(root, provenance["mlflow_run"])
+    example = np.full((1, 32, 32, 3), 255 * np.array(mean), np.uint8)  # a picture of the mean color
+    with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
+        version = register_version(mlflow_run, pretrained.FOLDER, name=policy.model_name, tags=tags, example=example)
+        mlflow_run.log_evaluation(pretrained.FOLDER)
+        return promote_if_better(mlflow_run.client, version, policy)
