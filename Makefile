@@ -16,7 +16,7 @@ usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
 	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
 	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
-	  echo "installing PyTorch, DVC, MLflow and the tests' tools into .venv (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
+	  echo "installing into .venv: PyTorch, DVC, MLflow, what the tests need (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
 	  clear=$$(test '$(usable)' -a -e $@ || echo --clear) && rm -f $@ && $(PYTHON) -m venv $$clear .venv && \
 	  $(bin)/python .ci/install.py train,test && $(bin)/python .ci/portable_venv.py; }
 	@cat pyproject.toml constraints.txt > $@
@@ -84,10 +84,8 @@ search: .venv/ready ## search for a better network, or continue the search; sect
 demo: .venv/demo ## open a page in the browser that classifies your pictures
 	@cifar-resnet demo
 
-ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
-	@case "$$MLFLOW_TRACKING_URI" in \
-	  http*) echo "MLflow is a server at $$MLFLOW_TRACKING_URI: open this address in a browser";; \
-	  *) mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db};; esac
+ui: .venv/ready  ## start MLflow on 127.0.0.1 and print the addresses of the run table and of the champion
+	@cifar-resnet ui
 
 registry: .venv/ready ## list the registered models; `cifar-resnet registry --help` shows how to promote and roll back
 	@cifar-resnet registry list

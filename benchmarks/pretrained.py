@@ -4,6 +4,7 @@ Filters and the last layer's weights are stored in half precision. The network w
 the test set. Its figures replace those of the float32 network, which the evaluation of MODEL has. Needs data/prepared.
 """
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model, save_model
+from cifar_resnet.registry.card import CARD_FILE
 from cifar_resnet.registry.load import METRICS_FILE, NamedModel, find_model
 
 PREPARED = "data/prepared"
@@ -71,10 +73,10 @@ def write_half_precision(source: NamedModel, folder: Path, *, test_data: str) ->
 
 
 def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
-    """Evaluate the network in `folder` on the test set, and write its metrics, reliability table and predictions.
+    """Evaluate the network in `folder` on the test set; write metrics, reliability table, predictions, model card.
 
     Raises:
-        UserError: if the model has no evaluation, or an accuracy differs from it by more than MAX_CHANGE.
+        UserError: if the model has no evaluation or card, or an accuracy changes by more than MAX_CHANGE.
     """
     if source.evaluation is None:
         raise UserError(f"{source.name}: no metrics.json of this model is known; run `dvc repro evaluate`")
@@ -96,6 +98,10 @@ def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
     write_json(folder / METRICS_FILE, before | metrics | {"model_bytes": (folder / WEIGHTS_FILE).stat().st_size})
     write_csv_table(folder / "reliability.csv", reliability(test.labels, probabilities))
     pretrained.write_test_predictions(folder, test.labels, probabilities)
+    card = source.evaluation.parent / "registry" / CARD_FILE
+    if not card.exists():
+        raise UserError(f"{source.name}: {card} not found; run `dvc repro register`")
+    shutil.copy(card, folder)
 
 
 if __name__ == "__main__":

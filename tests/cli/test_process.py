@@ -64,11 +64,12 @@ def test_script_and_module_behave_alike(tmp_path: Path) -> None:
     assert usage == run(tmp_path, MODULE, "registry")
     assert usage[0] == 2
     assert usage[2].endswith("cifar-resnet registry: error: the following arguments are required: action\n")
-    error = run(tmp_path, SCRIPT, "predict", "a.png")
-    assert error == run(tmp_path, MODULE, "predict", "a.png")
+    arguments = ("predict", "a.png", "--model", "data/model")
+    error = run(tmp_path, SCRIPT, *arguments)
+    assert error == run(tmp_path, MODULE, *arguments)
     assert error[:2] == (1, "")
     assert error[2].startswith("cifar-resnet: ")
-    assert "data/model: no usable model" in error[2]
+    assert "model data/model not found" in error[2]
     assert len(error[2].splitlines()) == 1
 
 

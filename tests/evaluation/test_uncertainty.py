@@ -33,8 +33,9 @@ def test_without_a_threshold_no_picture_is_unfamiliar() -> None:
     assert Reliability(BINS).sentence(confidence=1.0, familiarity=-100.0).startswith("Of 8,445 test images")
 
 
-def test_without_an_evaluation_there_is_no_sentence() -> None:
-    assert read_reliability(None).sentence(confidence=0.5, familiarity=0.0) == ""
+def test_without_an_evaluation_there_is_no_sentence(tmp_path: Path) -> None:
+    for evaluation in (None, tmp_path):
+        assert read_reliability(evaluation).sentence(confidence=0.5, familiarity=0.0) == ""
 
 
 def test_the_evaluation_of_the_pipeline_can_be_read(project: Path) -> None:

@@ -9,7 +9,7 @@ import shtab
 
 import cifar_resnet.environment_variables  # noqa: F401, before torch and MLflow
 from cifar_resnet import __version__
-from cifar_resnet.cli import backfill, compare, demo, predict, registry, search
+from cifar_resnet.cli import backfill, compare, demo, predict, registry, search, ui
 from cifar_resnet.errors import UserError, run
 
 COMMANDS = (
@@ -18,6 +18,7 @@ COMMANDS = (
     ("compare", "compare two networks on the same test images", compare.add_compare_arguments, compare.compare_command),
     ("search", "search for a better network", search.add_search_arguments, search.search_command),
     ("registry", "list, promote, roll back models", registry.add_registry_arguments, registry.registry_command),
+    ("ui", "show runs and models in MLflow's web pages", ui.add_ui_arguments, ui.ui_command),
     ("backfill", "add missing runs to MLflow", backfill.add_backfill_arguments, backfill.backfill_command),
 )
 
