@@ -33,6 +33,7 @@ for name, value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ("MLFLOW_LOGGING_LEVEL", "WARNING"),
+    ("GRADIO_ANALYTICS_ENABLED", "False"),
 ):
     os.environ.setdefault(name, value)
 
