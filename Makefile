@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
+# A hook of another repository sets variables that lead Git there.
+unexport $(filter-out GIT_CONFIG_%,$(shell git rev-parse --local-env-vars 2>/dev/null))
 
 help:            ## list these commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -87,7 +89,7 @@ demo: .venv/demo ## open a page in the browser that classifies your pictures
 ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
 	@case "$$MLFLOW_TRACKING_URI" in \
 	  http*) echo "MLflow is a server at $$MLFLOW_TRACKING_URI: open this address in a browser";; \
-	  *) mlflow ui --host 127.0.0.1 --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db};; esac
+	  *) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
 
 registry: .venv/ready ## list the registered models; `cifar-resnet registry --help` shows how to promote and roll back
 	@cifar-resnet registry list
