@@ -28,7 +28,6 @@ from cifar_resnet.registry.promotion import CHAMPION, get_champion
 from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
-EXPORTED_REQUIREMENT = "onnxruntime"  # optional: without it, a model is served with torch
 IDENTITY = ("model", "test_data")  # of a version
 MODEL_DESCRIPTION = "Residual networks that classify CIFAR-10 images. The alias champion marks the best version."
 MODEL_FILES = {"MLmodel", "code", Path(served_model.__file__).name}
