@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
+# A hook of another repository sets variables that lead Git there.
+unexport $(filter-out GIT_CONFIG_%,$(shell git rev-parse --local-env-vars 2>/dev/null))
 
 help:            ## list these commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24

@@ -111,13 +111,10 @@ def decode_base64_image(text: str, name: str) -> Pixels:
         InvalidInput: if the text is too long, not base64, or not a readable picture.
     """
     content = decode_base64(text, name)
-    read = partial(image_reader.single_image, name, partial(BytesIO, content))
-    [image] = image_reader.catch_read_errors(name, read)
-    if isinstance(image, UserError):
-        raise InvalidInput(str(image))
-    assert image is not None  # only folders and zips yield None
-    (pixels,) = image[1]
-    return np.asarray(pixels)
+    try:
+        return image_reader.read_picture(name, partial(BytesIO, content))
+    except UserError as error:
+        raise InvalidInput(str(error)) from None
 
 
 def decode_base64(text: str, name: str) -> bytes:
