@@ -50,7 +50,7 @@ def write_pretrained(root: Path, name: str, folder: Path) -> int:
     if size > MAX_BYTES:
         raise UserError(f"{name}: the files have {size:,} bytes, at most {MAX_BYTES:,} are allowed")
     folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         path.unlink()
     for file, content in contents.items():
         (folder / file).write_bytes(content)
