@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def answer(models: Models, path: str | None, name: str) -> tuple[Any, ...]:
     if path is None:
         return HINT, None, None, None
     try:
-        pixels = read_picture(Path(path).name, partial(Path(path).open, "rb"))
+        pixels = read_picture(Path(path).name, partial(BytesIO, Path(path).read_bytes()))
     except UserError as error:
         return str(error), None, None, None
     explanation = explain(*models[name], pixels)

@@ -1,6 +1,7 @@
 """Which parts of an image a prediction depends on."""
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,11 +26,9 @@ def occlusion_map(logits_fn: Callable[[Pixels], Logits], pixels: Pixels, label: 
         label: of the class.
     """
     starts = range(STRIDE - PATCH, SIDE, STRIDE)
-    patches = np.zeros((len(starts), len(starts), SIDE, SIDE), bool)
-    for row, top in enumerate(starts):
-        for column, left in enumerate(starts):
-            patches[row, column, max(0, top) : top + PATCH, max(0, left) : left + PATCH] = True
-    patches = patches.reshape(-1, SIDE, SIDE)
+    patches = np.zeros((len(starts) ** 2, SIDE, SIDE), bool)
+    for patch, (top, left) in zip(patches, product(starts, starts), strict=True):
+        patch[max(0, top) : top + PATCH, max(0, left) : left + PATCH] = True
     covered = np.where(patches[:, None], np.uint8(GREY), pixels)
     log_probabilities = np.log(softmax(logits_fn(np.concatenate([pixels[None], covered])))[:, label])
     falls = log_probabilities[0] - log_probabilities[1:]

@@ -23,13 +23,11 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
-from cifar_resnet import device
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import image_reader, predictor
+from cifar_resnet.inference import image_reader
+from cifar_resnet.inference.backend import load_classifier
 from cifar_resnet.inference.image_formats import FORMATS
-from cifar_resnet.inference.logits import softmax
-from cifar_resnet.models import saved_model
 
 BATCH_SIZE = 256
 MAX_IMAGES = 2_000
@@ -65,10 +63,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         limit_error_messages()
-        folder = Path(context.artifacts["weights"]).parent
-        self.device = device.select_device()
-        self.model, self.config = saved_model.load_model(folder, self.device)
-        self.precision, _ = device.select_dtype("auto", self.device)
+        self.classifier = load_classifier(Path(context.artifacts["weights"]).parent)
 
     def predict(
         self,
@@ -82,11 +77,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
             InvalidInput: if the input has neither of the two forms.
         """
         pixels = parse_input(np.asarray(model_input))
-        logits = predictor.predict_logits(
-            self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True
-        )
-        classes = self.config["classes"]
-        probabilities = softmax(logits.numpy(), saved_model.fitted_temperature(self.config, augmented=True))
+        probabilities, classes = self.classifier.probabilities(pixels, batch_size=BATCH_SIZE), self.classifier.classes
         return [
             {"label": int(label), "class_name": classes[label], "probabilities": row.tolist()}
             for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
