@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
+# A hook of another repository sets variables that lead Git there.
+unexport $(filter-out GIT_CONFIG_%,$(shell git rev-parse --local-env-vars 2>/dev/null))
 
 help:            ## list these commands
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -58,6 +60,9 @@ chromium:
 benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runtime, about 5 minutes (after make repro)
+	@python benchmarks/inference.py
+
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
 preset = presets/$(NAME).yaml
 options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
@@ -104,4 +109,4 @@ constraints: .venv/demo .venv/services ## write the installed versions to constr
 	@pip freeze --exclude-editable > constraints.txt
 
 .PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql chromium demo registry
-.PHONY: mlflow-backfill compare search benchmark ui params-docs constraints FORCE
+.PHONY: mlflow-backfill compare search benchmark benchmark-inference ui params-docs constraints FORCE

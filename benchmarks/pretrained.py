@@ -1,4 +1,5 @@
-"""Write the pretrained weights: `make pretrained MODEL=data/model`, for any name that `predict --model` accepts.
+"""Write the pretrained weights: `make pretrained MODEL=data/model`, or another `data/model` folder with its evaluation
+and model card beside it.
 
 Filters and the last layer's weights are stored in half precision. The network with these weights is evaluated once on
 the test set. Its figures replace those of the float32 network, which the evaluation of MODEL has. Needs data/prepared.
@@ -49,7 +50,7 @@ def write_pretrained(root: Path, name: str, folder: Path) -> int:
     if size > MAX_BYTES:
         raise UserError(f"{name}: the files have {size:,} bytes, at most {MAX_BYTES:,} are allowed")
     folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         path.unlink()
     for file, content in contents.items():
         (folder / file).write_bytes(content)

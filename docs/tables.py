@@ -6,6 +6,7 @@ python docs/tables.py      # after a new `evaluate` or docs/published.py
 import csv
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_resnet.errors import UserError, run
@@ -52,7 +53,8 @@ def percent(value: float | str, decimals: int = 1) -> str:
     return f"{100 * float(value):.{decimals}f} %"
 
 
-def interval(low: float | str, high: float | str, decimals: int = 1) -> str:
+def interval(ends: Sequence[float | str], decimals: int = 1) -> str:
+    low, high = ends
     return f"{100 * float(low):.{decimals}f} to {percent(high, decimals)}"
 
 
@@ -67,7 +69,7 @@ def metric_rows() -> list[Cells]:
     calibration = "expected_calibration_error"
     return [
         ["accuracy", *(percent(metrics[f"accuracy{end}"], 2) for end in both)],
-        ["95 % interval of the accuracy", *(interval(*metrics[f"accuracy_interval{end}"], 2) for end in both)],
+        ["95 % interval of the accuracy", *(interval(metrics[f"accuracy_interval{end}"], 2) for end in both)],
         ["log-loss", *(f"{metrics[f'log_loss{end}']:.3f}" for end in both)],
         ["Brier score", *(f"{metrics[f'brier_score{end}']:.3f}" for end in both)],
         ["expected calibration error", *(percent(metrics[f"{calibration}{end}"]) for end in both)],
@@ -83,7 +85,7 @@ def class_rows() -> list[Cells]:
         [
             row["class"],
             percent(row["recall"]),
-            interval(row["recall_low"], row["recall_high"]),
+            interval((row["recall_low"], row["recall_high"])),
             percent(row["precision"]),
         ]
         for row in read_table(EVALUATION / "class_scores.csv")

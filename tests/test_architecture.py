@@ -38,6 +38,7 @@ ENTRY_POINTS = {
     "dvc": {"versioning.revisions"},
     "rich": {"progress"},
     "shtab": {"cli.main"},
+    "gradio": {"cli.demo"},
     "psutil": {"device"},
     "torchvision": {"training.augment"},
     "torch.distributed": {"training.distributed"},

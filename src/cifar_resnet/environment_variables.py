@@ -11,6 +11,7 @@ In the programs of this project, which import it, a missing package of the extra
 """
 
 import getpass
+import logging
 import os
 import re
 import subprocess
@@ -33,6 +34,7 @@ for name, value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ("MLFLOW_LOGGING_LEVEL", "WARNING"),
+    ("GRADIO_ANALYTICS_ENABLED", "False"),
 ):
     os.environ.setdefault(name, value)
 
@@ -42,6 +44,8 @@ except (KeyError, OSError):  # /etc/passwd does not have the user
     os.environ["USER"] = f"uid{os.getuid()}"
 if os.path.expanduser("~") == "~":  # noqa: PTH111, nor a home, and HOME is not set
     os.environ["HOME"] = "/"
+
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot write its cache below HOME
 
 try:
     git_user = subprocess.run(["git", "config", "--get-regexp", "^user[.]"], capture_output=True, check=False).stdout

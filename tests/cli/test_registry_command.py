@@ -10,8 +10,9 @@ from mlflow import MlflowClient
 from cifar_resnet.cli.main import main
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import pretrained
+from cifar_resnet.registry.evidence import decode_mask, read_evidence
 from cifar_resnet.registry.load import find_model
-from cifar_resnet.registry.promotion import decode_mask, promotion_history, set_champion
+from cifar_resnet.registry.promotion import promotion_history, set_champion
 from cifar_resnet.tracking.client import connect
 
 NAME = "cifar10-resnet"
@@ -80,9 +81,11 @@ def test_the_pretrained_weights_are_registered_once_with_their_evidence(
     run(tmp_path, "add", "pretrained")
     assert f"add: {NAME} version 1 is the champion: it is already the champion\n" in capsys.readouterr().out
     version = connect(tmp_path).get_model_version(NAME, "1")
-    assert float(version.tags["accuracy"]) == metrics["accuracy"]
-    assert decode_mask(version.tags["test_correct"]).mean() == metrics["accuracy"]
-    assert version.tags["test_data"] == config["provenance"]["test_data"]
+    evidence = read_evidence(version)
+    assert float(evidence["accuracy"]) == metrics["accuracy"]
+    assert decode_mask(evidence["test_correct"]).mean() == metrics["accuracy"]
+    assert evidence["test_data"] == config["provenance"]["test_data"]
+    assert version.description == (tiny_pretrained / "model-card.md").read_text(encoding="utf-8")
     with find_model(tmp_path, None) as model:
         assert model.name == f"{NAME} version 1"
         assert (model.folder / "model.safetensors").read_bytes() == (tiny_pretrained / "model.safetensors").read_bytes()

@@ -87,3 +87,15 @@ def test_a_missing_input_is_an_error_with_the_command_that_creates_it(project: P
     (root / path).unlink()
     with pytest.raises(UserError, match=f"^{path}: not found; `dvc repro evaluate` restores or creates"):
         stage("register").main(root)
+
+
+def test_champion_and_challenger_are_found_by_their_aliases(tmp_path: Path) -> None:
+    client = connect(tmp_path)
+    client.create_registered_model("model")
+    for _ in range(2):
+        client.create_model_version("model", source="/nowhere")
+    client.set_registered_model_alias("model", "champion", "2")
+    assert find_version(client, "model", "challenger") is None
+    client.set_registered_model_alias("model", "challenger", "1")
+    versions = [find_version(client, "model", alias) for alias in ("champion", "challenger")]
+    assert [version and int(version.version) for version in versions] == [2, 1]

@@ -17,7 +17,11 @@ from conftest import ROOT, rows, stage, tiny_images, write_params, write_raw
 from PIL import Image
 
 from cifar_resnet.data import cifar10
+from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference.familiarity import familiarity
+from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.models.saved_model import load_model
 from cifar_resnet.params.file import load_params
 from cifar_resnet.registry.card import read_card
 from cifar_resnet.registry.evidence import READABLE_TAGS, decode_mask, pack_evidence, read_evidence
@@ -98,6 +102,15 @@ def test_evaluate_evaluates_on_the_test_images_and_logs_to_the_training_run(proj
     assert client.get_run(run_id).data.metrics["test_accuracy"] == metrics["accuracy"]
     figures = {Path(artifact.path).name for artifact in client.list_artifacts(run_id, "evaluation")}
     assert figures == {path.name for path in evaluation.glob("figures/*.png")} != set()
+
+
+def test_evaluate_fits_the_familiarity_threshold_on_the_held_out_images(project: Path) -> None:
+    pixels = np.load(project / "data/prepared/validation_images.npy", allow_pickle=False)
+    target = select_device()
+    model, _ = load_model(project / "data/model", target)
+    logits = predict_logits(model, pixels, batch_size=20, precision=select_dtype("auto", target)[0], augmented=True)
+    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    assert metrics["familiarity_threshold"] == pytest.approx(np.quantile(familiarity(logits.numpy()), 0.05))
 
 
 def test_docs_list_exactly_the_metrics_and_columns_that_evaluate_writes(project: Path) -> None:

@@ -24,7 +24,7 @@ from cifar_resnet.inference import pretrained
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
 from cifar_resnet.registry.evidence import pack_evidence, read_evidence
-from cifar_resnet.registry.promotion import CHAMPION, get_champion
+from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
 from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
@@ -150,10 +150,10 @@ def delete_duplicates(client: MlflowClient, name: str, values: dict[str, str], c
 
 
 def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersion | None:
-    """Find a version by "champion", by its number, or by the id of the run that trained it."""
+    """Find a version by "champion" or "challenger", by its number, or by the id of the run that trained it."""
     try:
-        if requested == CHAMPION:
-            return get_champion(client, name)
+        if requested in (CHAMPION, CHALLENGER):
+            return client.get_model_version_by_alias(name, requested)
         if requested.isdecimal():
             return client.get_model_version(name, requested)
     except MlflowException:  # the model or version does not exist

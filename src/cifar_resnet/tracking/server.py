@@ -22,7 +22,7 @@ from cifar_resnet.tracking.view import VIEW
 LOOPBACK = "127.0.0.1"
 HOST = "mlflow.localhost"  # 127.0.0.1 to a browser, but MLflow does not open its assistant panel at this address
 PORTS = range(5000, 5020)  # the first free one is taken
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 TRAINING_MENU = "workflowType=machine_learning"  # otherwise MLflow shows its menu for generative AI
 
 
