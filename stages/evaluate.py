@@ -20,7 +20,8 @@ from cifar_resnet.evaluation.report import (
     write_csv_table,
 )
 from cifar_resnet.files import write_json
-from cifar_resnet.inference.predictor import predict_logits, softmax
+from cifar_resnet.inference.logits import softmax
+from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.resnet import multiply_adds, num_parameters
 from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model
 from cifar_resnet.params.file import load_params

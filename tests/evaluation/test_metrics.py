@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cifar_resnet.evaluation import metrics
-from cifar_resnet.inference import predictor
+from cifar_resnet.inference.logits import softmax
 
 LABELS = np.array([0, 0, 1, 1])
 PROBABILITIES = np.array([[0.7, 0.2, 0.1], [0.4, 0.5, 0.1], [0.1, 0.8, 0.1], [0.3, 0.6, 0.1]])
@@ -46,11 +46,11 @@ def test_class_scores_match_values_calculated_by_hand() -> None:
 
 
 def test_softmax_of_large_logits_does_not_overflow() -> None:
-    assert predictor.softmax(np.array([[1e4, 1e4]])).tolist() == [[0.5, 0.5]]
+    assert softmax(np.array([[1e4, 1e4]])).tolist() == [[0.5, 0.5]]
 
 
 def test_a_temperature_divides_the_logits() -> None:
-    assert predictor.softmax(np.array([[np.log(9.0), 0.0]]), 2.0)[0] == pytest.approx([0.75, 0.25])
+    assert softmax(np.array([[np.log(9.0), 0.0]]), 2.0)[0] == pytest.approx([0.75, 0.25])
 
 
 def test_confusion_counts_have_true_classes_in_rows_and_pairs_are_sorted() -> None:

@@ -7,7 +7,7 @@ from conftest import tiny_images
 
 from cifar_resnet.evaluation import corruptions, metrics, report
 from cifar_resnet.evaluation.report import compute_metrics, compute_tables, corruption_metrics, write_csv_table
-from cifar_resnet.inference import predictor
+from cifar_resnet.inference.logits import softmax
 
 CLASSES = ("a", "b", "never")
 LABELS = np.array([0, 1, 1])
@@ -33,7 +33,7 @@ def test_confidence_metrics_are_computed_with_and_without_the_temperature() -> N
 
 
 def test_tables_have_every_image_class_and_confused_pair() -> None:
-    tables = compute_tables(LABELS, predictor.softmax(PLAIN), CLASSES)
+    tables = compute_tables(LABELS, softmax(PLAIN), CLASSES)
     assert tables["predictions"] == [
         {"index": 0, "actual": "a", "predicted": "a"},
         {"index": 1, "actual": "b", "predicted": "a"},
@@ -41,7 +41,7 @@ def test_tables_have_every_image_class_and_confused_pair() -> None:
     ]
     assert tables["confused_pairs"][0] == {"true": "b", "predicted": "a", "images": 1}
     assert [row["recall"] for row in tables["class_scores"]] == [1.0, 0.5, 0.0]
-    assert tables["reliability"] == metrics.reliability(LABELS, predictor.softmax(PLAIN))
+    assert tables["reliability"] == metrics.reliability(LABELS, softmax(PLAIN))
     assert tables["accuracy_coverage"][-1] == {"coverage": 1.0, "accuracy": pytest.approx(2 / 3)}
 
 

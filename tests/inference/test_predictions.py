@@ -17,8 +17,8 @@ from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import image_reader, predictions, predictor
 from cifar_resnet.inference.image_reader import Chunk
+from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictions import Counts, Prediction
-from cifar_resnet.inference.predictor import softmax
 from cifar_resnet.models import resnet, saved_model
 from cifar_resnet.params.file import load_params
 

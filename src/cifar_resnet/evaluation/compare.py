@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from cifar_resnet.data.dataset import Labels
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import metrics, plots, significance
-from cifar_resnet.inference import predictor
+from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
 from cifar_resnet.versioning.revisions import read_revision_file
 
@@ -49,7 +49,7 @@ def read_result(root: Path, revision: str) -> RevisionResult:
     """
     config = json.loads(read_revision_file(root, revision, CONFIG))
     logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
-    probabilities = predictor.softmax(logits, saved_model.fitted_temperature(config, augmented=False))
+    probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_array(root, revision, LABELS).astype(np.int64)
     return RevisionResult(revision, probabilities, labels, config["classes"])
 

@@ -11,7 +11,7 @@ from cifar_resnet.data.dataset import Images, Labels
 from cifar_resnet.evaluation import corruptions, metrics, plots
 from cifar_resnet.evaluation.metrics import Floats, Table
 from cifar_resnet.files import atomic_write
-from cifar_resnet.inference import predictor
+from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models.resnet import ResNet
 from cifar_resnet.training.history import EpochRecord
 
@@ -33,9 +33,9 @@ def compute_metrics(
         temperature: divisor of the plain logits; 1 for the metrics that end in _uncalibrated.
         temperature_tta: divisor of the augmented logits.
     """
-    calibrated = metrics.classification_metrics(labels, predictor.softmax(plain, temperature))
-    uncalibrated = metrics.classification_metrics(labels, predictor.softmax(plain))
-    with_tta = metrics.classification_metrics(labels, predictor.softmax(augmented, temperature_tta))
+    calibrated = metrics.classification_metrics(labels, softmax(plain, temperature))
+    uncalibrated = metrics.classification_metrics(labels, softmax(plain))
+    with_tta = metrics.classification_metrics(labels, softmax(augmented, temperature_tta))
     calibrated |= {f"{name}_uncalibrated": uncalibrated[name] for name in CONFIDENCE_METRICS}
     tta_metrics = ("accuracy", "accuracy_interval", *CONFIDENCE_METRICS)
     return calibrated | {f"{name}_tta": with_tta[name] for name in tta_metrics}

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from cifar_resnet.device import select_dtype
-from cifar_resnet.inference.predictor import predict_logits, softmax
+from cifar_resnet.inference.logits import softmax
+from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import fitted_temperature, load_model
 
 

@@ -15,7 +15,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write
 from cifar_resnet.inference import predictor
 from cifar_resnet.inference.image_reader import Chunk
-from cifar_resnet.inference.predictor import softmax
+from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
 
 

@@ -28,7 +28,7 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import image_reader, predictor
 from cifar_resnet.inference.image_formats import FORMATS
-from cifar_resnet.inference.predictor import softmax
+from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
 
 BATCH_SIZE = 256
