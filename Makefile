@@ -18,7 +18,7 @@ usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
 	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
 	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
-	  echo "installing PyTorch, DVC, MLflow and the tests' tools into .venv (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
+	  echo "installing into .venv: PyTorch, DVC, MLflow, what the tests need (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
 	  clear=$$(test '$(usable)' -a -e $@ || echo --clear) && rm -f $@ && $(PYTHON) -m venv $$clear .venv && \
 	  $(bin)/python .ci/install.py train,test && $(bin)/python .ci/portable_venv.py; }
 	@cat pyproject.toml constraints.txt > $@
@@ -60,6 +60,9 @@ chromium:
 benchmark: .venv/ready ## measure this machine and a training step, about 4 minutes (after make repro)
 	@python benchmarks/benchmark.py
 
+benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runtime, about 5 minutes (after make repro)
+	@python benchmarks/inference.py
+
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
 preset = presets/$(NAME).yaml
 options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
@@ -86,10 +89,8 @@ search: .venv/ready ## search for a better network, or continue the search; sect
 demo: .venv/demo ## open a page in the browser that classifies your pictures
 	@cifar-resnet demo
 
-ui: .venv/ready  ## open MLflow on http://127.0.0.1:5000
-	@case "$$MLFLOW_TRACKING_URI" in \
-	  http*) echo "MLflow is a server at $$MLFLOW_TRACKING_URI: open this address in a browser";; \
-	  *) mlflow ui --host 127.0.0.1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}";; esac
+ui: .venv/ready  ## start MLflow on 127.0.0.1 and print the addresses of the run table and of the champion
+	@cifar-resnet ui
 
 registry: .venv/ready ## list the registered models; `cifar-resnet registry --help` shows how to promote and roll back
 	@cifar-resnet registry list
@@ -108,4 +109,4 @@ constraints: .venv/demo .venv/services ## write the installed versions to constr
 	@pip freeze --exclude-editable > constraints.txt
 
 .PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql chromium demo registry
-.PHONY: mlflow-backfill compare search benchmark ui params-docs constraints FORCE
+.PHONY: mlflow-backfill compare search benchmark benchmark-inference ui params-docs constraints FORCE

@@ -11,16 +11,7 @@ import sys
 import time
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-UV = [
-    sys.executable,
-    "-m",
-    "uv",
-    *([] if sys.stderr.isatty() else ["--quiet"]),
-    "pip",
-    "install",
-    "--python",
-    sys.executable,
-]
+UV = [sys.executable, "-m", "uv", "pip", "install", "--python", sys.executable]
 CONSTRAINT = ["--constraint", "constraints.txt"]
 PRECEDENCE = ("global", "install", ":env:")  # sections of pip's configuration; the last one wins
 VARIABLES = {  # pip's option -> uv's variable and what separates its values
@@ -57,13 +48,22 @@ def uv_environment(settings: dict[str, str]) -> dict[str, str]:
     return variables | os.environ
 
 
+def uv_options(settings: dict[str, str]) -> list[str]:
+    options = [] if sys.stderr.isatty() else ["--quiet"]
+    if settings.get("no-index") in ("1", "true", "yes", "on"):
+        options.append("--no-index")
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):  # otherwise each program compiles what it imports at its first start
+        options.append("--compile-bytecode")
+    return options
+
+
 def install(requirement: str) -> str:
     """Install this project with its extras; returns the name of the installer."""
     settings = pip_settings()
     options = [*CONSTRAINT, "--editable", requirement]
     if subprocess.run([*PIP, "install", "-qq", *CONSTRAINT, "uv"], check=False).returncode == 0:
-        no_index = ["--no-index"] if settings.get("no-index") in ("1", "true", "yes", "on") else []
-        if subprocess.run([*UV, *no_index, *options], env=uv_environment(settings), check=False).returncode == 0:
+        command = [*UV, *uv_options(settings), *options]
+        if subprocess.run(command, env=uv_environment(settings), check=False).returncode == 0:
             return "uv"
     print("uv cannot be used here: installing with pip, which takes longer", flush=True)
     subprocess.run([*PIP, "install", "-qq", *options], check=True)

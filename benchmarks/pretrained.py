@@ -1,9 +1,11 @@
-"""Write the pretrained weights: `make pretrained MODEL=data/model`, for any name that `predict --model` accepts.
+"""Write the pretrained weights: `make pretrained MODEL=data/model`, or another `data/model` folder with its evaluation
+and model card beside it.
 
 Filters and the last layer's weights are stored in half precision. The network with these weights is evaluated once on
 the test set. Its figures replace those of the float32 network, which the evaluation of MODEL has. Needs data/prepared.
 """
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +21,7 @@ from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model, save_model
+from cifar_resnet.registry.card import CARD_FILE
 from cifar_resnet.registry.load import METRICS_FILE, NamedModel, find_model
 
 PREPARED = "data/prepared"
@@ -47,7 +50,7 @@ def write_pretrained(root: Path, name: str, folder: Path) -> int:
     if size > MAX_BYTES:
         raise UserError(f"{name}: the files have {size:,} bytes, at most {MAX_BYTES:,} are allowed")
     folder.mkdir(exist_ok=True)
-    for path in folder.iterdir():
+    for path in filter(Path.is_file, folder.iterdir()):
         path.unlink()
     for file, content in contents.items():
         (folder / file).write_bytes(content)
@@ -71,10 +74,10 @@ def write_half_precision(source: NamedModel, folder: Path, *, test_data: str) ->
 
 
 def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
-    """Evaluate the network in `folder` on the test set, and write its metrics, reliability table and predictions.
+    """Evaluate the network in `folder` on the test set; write metrics, reliability table, predictions, model card.
 
     Raises:
-        UserError: if the model has no evaluation, or an accuracy differs from it by more than MAX_CHANGE.
+        UserError: if the model has no evaluation or card, or an accuracy changes by more than MAX_CHANGE.
     """
     if source.evaluation is None:
         raise UserError(f"{source.name}: no metrics.json of this model is known; run `dvc repro evaluate`")
@@ -96,6 +99,10 @@ def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
     write_json(folder / METRICS_FILE, before | metrics | {"model_bytes": (folder / WEIGHTS_FILE).stat().st_size})
     write_csv_table(folder / "reliability.csv", reliability(test.labels, probabilities))
     pretrained.write_test_predictions(folder, test.labels, probabilities)
+    card = source.evaluation.parent / "registry" / CARD_FILE
+    if not card.exists():
+        raise UserError(f"{source.name}: {card} not found; run `dvc repro register`")
+    shutil.copy(card, folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Compare networks of this project with published ones on the same test images; writes docs/results/published.csv.
 
     python docs/published.py published.npz default=data/evaluation/predictions.csv
+    python docs/figures.py && python docs/tables.py
 
 `published.npz` is not in the repository. It has an array of predicted classes, uint8 (10000,), for each of 30 networks
 of Recht et al., "Do CIFAR-10 Classifiers Generalize to CIFAR-10?", 2018, in the order of test_batch.bin. They are the
@@ -9,50 +10,42 @@ Each NAME=FILE is a network of this project with the predictions.csv of evaluate
 """
 
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cifar_resnet.data.cifar10 import CLASSES
+from cifar_resnet.data.dataset import Labels, read_split
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.metrics import Table
 from cifar_resnet.evaluation.report import write_csv_table
 from cifar_resnet.evaluation.significance import CorrectMask, mcnemar_test, read_correct_mask
 
-OUTPUT = Path(__file__).parent / "results/published.csv"
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "docs/results/published.csv"
 
 
 def main(_: Path) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("published", type=Path, help="predicted classes of the published networks, .npz")
-    parser.add_argument("own", nargs="+", metavar="NAME=FILE", help="a network of this project and its predictions.csv")
+    parser.add_argument("own", nargs="*", metavar="NAME=FILE", help="a network of this project and its predictions.csv")
     arguments = parser.parse_args()
-    own = dict(split_name(argument) for argument in arguments.own)
-    labels = read_labels(next(iter(own.values())))
-    masks = {name: read_correct_mask(path) for name, path in own.items()}
-    write_csv_table(OUTPUT, compare_networks(read_published(arguments.published, labels), masks))
-    print(f"{len(own)} against the published networks -> {OUTPUT.relative_to(Path(__file__).parents[1])}")
+    labels = read_split(ROOT / "data/prepared", "test").labels
+    own = dict(read_own(argument) for argument in arguments.own)
+    write_csv_table(OUTPUT, compare_networks(read_published(arguments.published, labels), own))
+    print(f"{len(own)} networks of this project and the published ones -> {OUTPUT.relative_to(ROOT)}")
 
 
-def split_name(argument: str) -> tuple[str, Path]:
+def read_own(argument: str) -> tuple[str, CorrectMask]:
+    """Name and bool (N,): which test images a network of this project classifies correctly."""
     name, separator, path = argument.partition("=")
     if not separator:
         raise UserError(f"{argument}: write NAME=FILE, for example default=data/evaluation/predictions.csv")
-    return name, Path(path)
+    if not Path(path).is_file():
+        raise UserError(f"{path}: missing; run `dvc checkout` or `dvc repro evaluate`")
+    return name, read_correct_mask(Path(path))
 
 
-def read_labels(predictions: Path) -> NDArray[np.int64]:
-    """True classes, int64 (N,), from a predictions.csv of evaluate."""
-    try:
-        with predictions.open(newline="", encoding="utf-8") as stream:
-            return np.array([CLASSES.index(row["actual"]) for row in csv.DictReader(stream)])
-    except FileNotFoundError:
-        raise UserError(f"{predictions}: missing; run `dvc checkout` or `dvc repro evaluate`") from None
-
-
-def read_published(path: Path, labels: NDArray[np.int64]) -> dict[str, CorrectMask]:
+def read_published(path: Path, labels: Labels) -> dict[str, CorrectMask]:
     """Which test images every published network classifies correctly, bool (N,) by name."""
     with np.load(path, allow_pickle=False) as predictions:
         shapes = {name: predictions[name].shape for name in predictions.files}

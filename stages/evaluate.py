@@ -1,4 +1,4 @@
-"""data/model + data/prepared (test) -> evaluate -> data/evaluation: metrics, tables, figures, every image's logits."""
+"""data/model + data/prepared (test, validation) -> evaluate -> data/evaluation: metrics, tables, figures, logits."""
 
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from cifar_resnet.evaluation.report import (
     write_csv_table,
 )
 from cifar_resnet.files import write_json
+from cifar_resnet.inference.familiarity import fit_familiarity_threshold
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.resnet import multiply_adds, num_parameters
@@ -44,6 +45,8 @@ def main(root: Path) -> None:
     predict_fn = partial(predict_logits, model, precision=precision)
     logits = predict_fn(test.pixels, batch_size=batch_size).numpy()
     logits_tta = predict_fn(test.pixels, batch_size=batch_size, augmented=True).numpy()
+    held_out = read_split(root / PREPARED, "validation")
+    held_out_logits = predict_fn(held_out.pixels, batch_size=batch_size, augmented=True).numpy()
 
     temperature, temperature_tta = (fitted_temperature(config, augmented=augmented) for augmented in (False, True))
     metrics = compute_metrics(test.labels, logits, logits_tta, temperature=temperature, temperature_tta=temperature_tta)
@@ -52,6 +55,7 @@ def main(root: Path) -> None:
     if params.evaluate.corruptions:
         robustness, tables["corruptions"] = corruption_metrics(predict_fn, test, logits, batch_size=batch_size)
         metrics |= robustness
+    metrics |= {"familiarity_threshold": fit_familiarity_threshold(held_out_logits)}
     metrics |= {"parameters": num_parameters(model), "multiply_adds": multiply_adds(model)}
     metrics |= {"model_bytes": (root / MODEL / WEIGHTS_FILE).stat().st_size}
     metrics |= measure_latency(predict_fn, test.pixels) | {"training_seconds": provenance["seconds"]}

@@ -6,6 +6,7 @@ import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.device import disable_malloc_trim, select_device
 from cifar_resnet.errors import run
 from cifar_resnet.files import atomic_write
+from cifar_resnet.inference.backend import load_torch
 from cifar_resnet.inference.image_reader import read_images
 from cifar_resnet.inference.predictions import Counts, predict_images, write_predictions_csv, write_submission
 from cifar_resnet.params.file import load_params
@@ -18,9 +19,8 @@ def main(root: Path) -> None:
     disable_malloc_trim()
     params = load_params(root / "params.yaml").predict
     chunks, counts = read_images([params.input], root, batch_size=params.batch_size), Counts()
-    predictions = predict_images(
-        root / MODEL, chunks, counts, target=select_device(), strict=params.strict, batch_size=params.batch_size
-    )
+    classifier = load_torch(root / MODEL, select_device())
+    predictions = predict_images(classifier, chunks, counts, strict=params.strict, batch_size=params.batch_size)
     table = root / PREDICTIONS / "predictions.csv"
     with atomic_write(table) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_predictions_csv(stream, predictions)

@@ -1,7 +1,8 @@
-"""data/model + data/evaluation -> register -> data/registry: a model version in MLflow, perhaps the champion."""
+"""data/model + data/evaluation -> register -> data/registry: model card, version in MLflow, perhaps the champion."""
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,11 +10,13 @@ import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_array
 from cifar_resnet.errors import run
 from cifar_resnet.evaluation.significance import read_correct_mask
-from cifar_resnet.files import file_hash, read_json, write_json
+from cifar_resnet.files import atomic_write, file_hash, read_json, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams
-from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
+from cifar_resnet.registry.card import CARD_FILE, TABLES, read_card
+from cifar_resnet.registry.evidence import encode_mask
+from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
 from cifar_resnet.versioning.provenance import provenance_tags
@@ -23,31 +26,39 @@ MODEL = "data/model"
 EVALUATION = "data/evaluation"
 REGISTRY = "data/registry"
 INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{CONFIG_FILE}",
-          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv")  # fmt: skip
+          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv", f"{PREPARED}/statistics.json",
+          *(f"{EVALUATION}/{table}.csv" for table in TABLES))  # fmt: skip
 
 
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml")
+    require_files(root, INPUTS)
+    card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, params.train)
     if not params.tracking.enabled:
         reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
-        write_json(root / REGISTRY / "decision.json", {"champion": False, "reason": reason})
+        write_outputs(root / REGISTRY, card, {"champion": False, "reason": reason})
         print(f"register: nothing is registered: {reason}")
         return
-    decision = register(root, params.register_)
-    write_json(root / REGISTRY / "decision.json", asdict(decision))
+    decision = register(root, params.register_, card)
+    write_outputs(root / REGISTRY, card, asdict(decision))
     outcome = "is the champion" if decision.champion else "is not the champion"
     print(f"register: {decision.model_name} version {decision.version} {outcome}: {decision.reason} "
-          f"-> {REGISTRY}/decision.json")  # fmt: skip
+          f"-> {REGISTRY}/decision.json, model-card.md")  # fmt: skip
 
 
-def register(root: Path, policy: RegisterParams) -> Decision:
-    """Register the model with its evidence and promote it if the policy allows."""
-    require_files(root, INPUTS)
+def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
+    with atomic_write(folder / CARD_FILE) as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    write_json(folder / "decision.json", decision)
+
+
+def register(root: Path, policy: RegisterParams, card: str) -> Decision:
+    """Register the model with its evidence and its card, and promote it if the policy allows."""
     provenance = read_json(root / MODEL / CONFIG_FILE)["provenance"]
     metrics = read_json(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
     mlflow_run = get_run(root, provenance["mlflow_run"])
-    tags = provenance_tags(root) | {
+    evidence = provenance_tags(root) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
@@ -58,7 +69,12 @@ def register(root: Path, policy: RegisterParams) -> Decision:
     }
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(
-            mlflow_run, root / MODEL, name=policy.model_name, tags=tags, example=to_input_example(pixels)
+            mlflow_run,
+            root / MODEL,
+            name=policy.model_name,
+            evidence=evidence,
+            card=card,
+            example=to_input_example(pixels),
         )
         return promote_if_better(mlflow_run.client, version, policy)
 

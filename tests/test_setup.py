@@ -78,6 +78,28 @@ def test_programs_of_the_venv_start_with_the_variables_of_the_package(tmp_path: 
     assert shell(command, tmp_path, GIT_DIR="/other/.git").stdout == "None False\n"
 
 
+@pytest.mark.parametrize("program", ["stages/train.py", "stages/evaluate.py", "src/cifar_resnet/__main__.py"])
+def test_a_program_without_the_extra_train_says_in_one_line_what_to_install(program: str) -> None:
+    start = "import runpy, sys; sys.modules['torch'] = sys.modules['pydantic'] = None; sys.argv = sys.argv[1:]"
+    command = [sys.executable, "-c", f"{start}; runpy.run_path(sys.argv[0], run_name='__main__')", program]
+    environment = os.environ | {"PYTHONPATH": "src"}
+    result = subprocess.run(
+        [*command, "registry", "list"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    name = "cifar-resnet" if "__main__" in program else Path(program).stem
+    package = "pydantic" if "__main__" in program else "torch"
+    advice = "run `make setup`, or pip install 'cifar-resnet[train]'"
+    assert result.stderr == f"{name}: {package} is not installed; {advice}\n"
+    assert (result.returncode, result.stdout) == (1, "")
+
+
+def test_another_missing_package_keeps_its_traceback() -> None:
+    command = [sys.executable, "-c", "import cifar_resnet.environment_variables, no_such_package"]
+    result = subprocess.run(command, cwd=ROOT / "src", capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError: No module named 'no_such_package'" in result.stderr
+    assert "Traceback" in result.stderr
+
+
 FAKE_PYTHON = f"""\
 #!/bin/sh
 case "$1 $2" in
@@ -85,6 +107,7 @@ case "$1 $2" in
   "-m venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
 esac
 echo "$@" >> calls
+case "$1" in *install.py) ! [ -e failing ] ;; esac
 """
 
 
@@ -126,16 +149,38 @@ def test_the_set_up_installs_again_only_if_the_requirements_or_python_changed(ma
     result, calls = setup(make_project)
     assert result.returncode == 0, result.stderr
     assert "installing into .venv" in result.stdout
-    assert [call.split()[:3] for call in calls[:2]] == [["-m", "venv", "--clear"], ["-m", "pip", "install"]]
-    assert calls[2:] == [".ci/portable_venv.py"]
+    assert calls == ["-m venv --clear .venv", ".ci/install.py train,test", ".ci/portable_venv.py"]
     os.utime(make_project / "pyproject.toml")  # as after `git checkout` or `cp -r`
     assert setup(make_project)[1] == []
     (make_project / "constraints.txt").write_text("# other requirements\n")
-    assert [call.split()[:3] for call in setup(make_project)[1][:1]] == [["-m", "venv", ".venv"]]
+    assert setup(make_project)[1][0] == "-m venv .venv"
     (make_project / ".venv/bin/python").unlink()
     (make_project / ".venv/bin/python").symlink_to("/missing/python")
+    assert setup(make_project)[1][0] == "-m venv --clear .venv"
+    assert setup(make_project)[1] == []
+
+
+def test_after_an_interrupted_update_the_venv_is_made_anew(make_project: Path) -> None:
+    git(make_project, "init", "--quiet")
+    setup(make_project)
+    (make_project / "constraints.txt").write_text("# other requirements\n")
+    (make_project / "failing").touch()
     result, calls = setup(make_project)
-    assert calls[0].startswith("-m venv --clear")
+    assert (result.returncode, calls) == (2, ["-m venv .venv", ".ci/install.py train,test"])
+    (make_project / "failing").unlink()
+    assert setup(make_project)[1][0] == "-m venv --clear .venv"
+    assert setup(make_project)[1] == []
+
+
+def test_an_extra_is_installed_once_on_demand(make_project: Path) -> None:
+    git(make_project, "init", "--quiet")
+    setup(make_project)
+    for expected in ([".ci/install.py demo", ".ci/portable_venv.py"], []):
+        (make_project / "calls").unlink(missing_ok=True)
+        assert shell("make .venv/demo PYTHON=./fake_python", make_project).returncode == 0
+        calls = (make_project / "calls").read_text().splitlines() if expected else []
+        assert calls == expected
+        assert (make_project / "calls").exists() == bool(expected)
     assert setup(make_project)[1] == []
 
 

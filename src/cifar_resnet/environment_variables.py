@@ -7,6 +7,7 @@ other busy process, prediction takes five times as long. DVC needs a user name, 
 experiments; a container may have neither.
 
 Every program of .venv runs this file at its start (.ci/portable_venv.py), so it imports nothing of this package.
+In the programs of this project, which import it, a missing package of the extra `train` is an error of one line.
 """
 
 import getpass
@@ -14,6 +15,8 @@ import logging
 import os
 import re
 import subprocess
+import sys
+from types import TracebackType
 
 # `git rev-parse --local-env-vars` without GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS, which hold the user's
 # configuration; and two variables of git-push.
@@ -31,6 +34,7 @@ for name, value in (
     ("MLFLOW_DISABLE_TELEMETRY", "true"),
     ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
     ("MLFLOW_LOGGING_LEVEL", "WARNING"),
+    ("GRADIO_ANALYTICS_ENABLED", "False"),
 ):
     os.environ.setdefault(name, value)
 
@@ -51,3 +55,22 @@ for name, value in (("name", getpass.getuser()), ("email", f"{getpass.getuser()}
     if not re.search(rf"^user.{name} .".encode(), git_user, re.MULTILINE):
         os.environ.setdefault(f"GIT_AUTHOR_{name.upper()}", value)
         os.environ.setdefault(f"GIT_COMMITTER_{name.upper()}", value)
+
+TRAIN_PACKAGES = {  # of pyproject.toml's extra, as code imports them
+    *("torch", "torchvision", "dvc", "mlflow", "optuna", "sklearn", "scipy", "ruamel", "pydantic", "safetensors"),
+    *("matplotlib", "psutil", "sqlalchemy", "filelock", "rich", "onnx"),
+}
+
+
+def report_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Like sys.__excepthook__, but a missing package of TRAIN_PACKAGES has one line, which says what to install."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if package not in TRAIN_PACKAGES:
+        sys.__excepthook__(kind, error, traceback)
+        return
+    program = os.path.basename(sys.argv[0]).removesuffix(".py").replace("__main__", "cifar-resnet")  # noqa: PTH119
+    sys.stderr.write(f"{program}: {package} is not installed; run `make setup`, or pip install 'cifar-resnet[train]'\n")
+
+
+if __name__ == "cifar_resnet.environment_variables":  # imported by a program of this project
+    sys.excepthook = report_missing_package

@@ -15,6 +15,7 @@ from PIL import Image
 from cifar_resnet.cli import main as command
 from cifar_resnet.cli.predict import SOME_SKIPPED
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference import pretrained
 from cifar_resnet.tracking.client import connect
 
 
@@ -41,7 +42,10 @@ def test_the_champion_predicts_a_folder(
     table = list(csv.DictReader(StringIO(printed.out)))
     assert [Path(row["file"]).name for row in table] == ["a.png", 'b, "c".png']
     assert float(table[0]["confidence"]) > float(table[0]["confidence_2"]) > 0
-    assert printed.err == "predict: 2 images, model: cifar10-resnet version 1\n"
+    accuracy = json.loads((project / "data/evaluation/metrics.json").read_text())["accuracy"]
+    assert printed.err.splitlines()[0] == (
+        f"predict: 2 images, model: cifar10-resnet version 1 (test accuracy {accuracy:.2%})"
+    )
 
 
 @pytest.mark.parametrize("name", ["champion", "1", "the run", "the URI", "the folder", "the file"])
@@ -72,14 +76,14 @@ def test_without_a_registry_the_workspaces_model_predicts(
     shutil.copytree(project / "data/model", photos.parent / "data/model")
     assert run(monkeypatch, photos.parent, "predict", "photos/*.png") == 0
     printed = capsys.readouterr()
-    assert printed.err == "predict: 2 images, model: data/model\n"
+    assert printed.err == "predict: 2 images, model: data/model (test accuracy unknown)\n"
     assert [line.rsplit("  ", 1)[1] for line in printed.out.splitlines()] == ["photos/a.png", 'photos/b, "c".png']
     assert not (photos.parent / "mlflow.db").exists()
 
 
 @pytest.mark.parametrize("name", ["7", "champoin", "0123456789abcdef0123456789abcdef"])
 def test_an_unknown_model_is_an_error(project: Path, photos: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=f"model {name} not found: neither a path nor the champion"):
+    with pytest.raises(UserError, match=f"model {name} not found: neither a path nor pretrained, the champion"):
         run(monkeypatch, project, "predict", photos, "--model", name)
 
 
@@ -105,10 +109,10 @@ def test_without_a_reachable_registry_the_model_of_the_workspace_predicts(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     assert run(monkeypatch, project, "predict", photos) == 0
-    problem, summary = capsys.readouterr().err.splitlines()
+    problem, summary, *_ = capsys.readouterr().err.splitlines()
     assert problem.startswith("MLflow at http://127.0.0.1:9 cannot be used (")
     assert problem.endswith("; using data/model instead")
-    assert summary == "predict: 2 images, model: data/model"
+    assert summary.startswith("predict: 2 images, model: data/model (test accuracy ")
     with pytest.raises(UserError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
         run(monkeypatch, project, "predict", photos, "--model", "champion")
 
@@ -128,11 +132,34 @@ def test_a_champion_without_files_is_replaced_by_the_model_of_the_workspace(
     assert "; using data/model instead\npredict: 2 images" in capsys.readouterr().err
 
 
+def test_a_model_with_a_higher_test_accuracy_is_named_unless_the_user_has_named_one(
+    project: Path,
+    photos: Path,
+    tiny_pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
+    root = photos.parent
+    shutil.copytree(project / "data/model", root / "data/model")
+    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    (root / "data/evaluation").mkdir()
+    (root / "data/evaluation/metrics.json").write_text(json.dumps(metrics | {"accuracy": 0.25}))
+    assert run(monkeypatch, root, "predict", "photos/a.png") == 0
+    used, better = capsys.readouterr().err.splitlines()
+    assert used == "predict: 1 image, model: data/model (test accuracy 25.00%)"
+    assert better == f"predict: pretrained (test accuracy {metrics['accuracy']:.2%}) is better: --model pretrained"
+    assert run(monkeypatch, root, "predict", "photos/a.png", "--model", "data/model") == 0
+    assert capsys.readouterr().err == f"{used}\n"
+    assert run(monkeypatch, root, "predict", "photos/a.png", "--model", "pretrained") == 0
+    assert capsys.readouterr().err.startswith("predict: 1 image, model: pretrained (test accuracy ")
+
+
 def test_unreadable_images_are_reported_and_all_others_predicted(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "bad.png").write_bytes(b"no picture")
-    model = ("--model", project / "data/model")
+    model = ("--model", model_path)
     assert run(monkeypatch, photos, "predict", ".", *model) == SOME_SKIPPED
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
@@ -147,11 +174,11 @@ def test_unreadable_images_are_reported_and_all_others_predicted(
 
 
 def test_files_that_are_not_pictures_are_counted_and_no_error(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("Thumbs.db", "._a.png", "notes.txt"):
         (photos / name).write_bytes(b"no picture")
-    assert run(monkeypatch, photos, "predict", ".", "--model", project / "data/model", "--strict") == 0
+    assert run(monkeypatch, photos, "predict", ".", "--model", model_path, "--strict") == 0
     assert capsys.readouterr().err.startswith("predict: 2 images, 3 other files ignored, model: ")
 
 
@@ -182,9 +209,9 @@ def test_a_system_error_is_one_line_with_the_file_if_there_is_one(
 
 
 def test_an_output_that_cannot_be_written_is_an_error(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("predict", photos, "--model", project / "data/model", "--output", photos)
+    arguments = ("predict", photos, "--model", model_path, "--output", photos)
     with pytest.raises(UserError, match=r"photos: cannot be used \(Is a directory\)"):
         run(monkeypatch, project, *arguments)
     assert len(list(photos.iterdir())) == 2

@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,9 @@ from mlflow import MlflowClient
 
 from cifar_resnet.cli.main import main
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference import pretrained
+from cifar_resnet.registry.evidence import decode_mask, read_evidence
+from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.promotion import promotion_history, set_champion
 from cifar_resnet.tracking.client import connect
 
@@ -64,6 +68,27 @@ def test_list_shows_every_version_with_its_evidence_and_the_history(
     ]
     assert [line.split(": ")[1] for line in lines[5:]] == ["reason 1", "reason 2"]
     assert "promote   1 -> 2  " in lines[6]
+
+
+def test_the_pretrained_weights_are_registered_once_with_their_evidence(
+    tiny_pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
+    metrics, config = (json.loads((tiny_pretrained / name).read_text()) for name in ("metrics.json", "model.json"))
+    write_params(tmp_path, register={"min_accuracy": metrics["accuracy"]})
+    run(tmp_path, "add", "pretrained")
+    assert f"add: {NAME} version 1 is the champion: there was no champion\n" in capsys.readouterr().out
+    run(tmp_path, "add", "pretrained")
+    assert f"add: {NAME} version 1 is the champion: it is already the champion\n" in capsys.readouterr().out
+    version = connect(tmp_path).get_model_version(NAME, "1")
+    evidence = read_evidence(version)
+    assert float(evidence["accuracy"]) == metrics["accuracy"]
+    assert decode_mask(evidence["test_correct"]).mean() == metrics["accuracy"]
+    assert evidence["test_data"] == config["provenance"]["test_data"]
+    assert version.description == (tiny_pretrained / "model-card.md").read_text(encoding="utf-8")
+    with find_model(tmp_path, None) as model:
+        assert model.name == f"{NAME} version 1"
+        assert (model.folder / "model.safetensors").read_bytes() == (tiny_pretrained / "model.safetensors").read_bytes()
 
 
 def test_promote_by_hand_is_recorded_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from cifar_resnet.evaluation.compare import (
     read_result,
 )
 from cifar_resnet.files import write_json
+from cifar_resnet.inference import pretrained
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
@@ -108,3 +109,30 @@ def test_results_are_read_from_git_and_dvc(
     (tmp_path / LOGITS).unlink()
     with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `dvc repro evaluate`"):
         read_result(tmp_path, "workspace")
+
+
+def test_the_pretrained_weights_are_compared_with_a_revision(
+    project: Path,
+    tmp_path: Path,
+    tiny_pretrained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
+    accuracy = json.loads((tiny_pretrained / "metrics.json").read_text())["accuracy"]
+    output = str(tmp_path / "out.png")
+    for names in (("pretrained", "workspace"), ("workspace", "pretrained")):
+        monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", *names, "--output", output])
+        assert command.main(project) == 0
+        expected = f"{names[0]}: {accuracy:.2%}, {names[1]}: {accuracy:.2%} of 40 test images"
+        assert capsys.readouterr().out.splitlines()[0] == expected
+    with pytest.raises(UserError, match="pretrained and other were evaluated on different test data"):
+        comparison_report(read_result(project, "pretrained"), make_result("other", FIRST))
+
+
+def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images_of_the_other_revision(
+    tmp_path: Path,
+) -> None:
+    write_outputs(tmp_path, SECOND)
+    figure = plot_differences(make_result("pretrained", FIRST), make_result("workspace", SECOND), tmp_path)
+    assert len(figure.axes) == 4

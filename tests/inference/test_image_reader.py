@@ -1,6 +1,7 @@
 import os
 import tracemalloc
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from conftest import tiny_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pictures import read, save
+from pictures import PHOTO, decoded, encoded, read, save
 from PIL import Image
 
+from cifar_resnet.errors import UserError
 from cifar_resnet.inference import image_reader
 
 PIXELS = tiny_images(1, seed=0).pixels
@@ -216,3 +218,10 @@ def test_arrays_and_zips_are_read_whatever_their_suffix(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "packed", "w") as archive:
         archive.write(save(tmp_path / "a.png"), "a.png")
     assert read(tmp_path, "array", "packed")[1:] == ([*(f"array[{row}]" for row in range(10)), "packed/a.png"], [])
+
+
+def test_read_picture_returns_the_pixels_of_one_file_or_an_error_with_its_name() -> None:
+    content = encoded(PHOTO, "PNG")
+    assert (image_reader.read_picture("a.png", lambda: BytesIO(content)) == decoded(content)).all()
+    with pytest.raises(UserError, match=r"^a\.png: not readable: "):
+        image_reader.read_picture("a.png", lambda: BytesIO(content[:60]))

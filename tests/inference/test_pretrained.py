@@ -30,7 +30,7 @@ def script() -> ModuleType:
 @pytest.fixture
 def root(project: Path, tmp_path: Path) -> Path:
     """The test images, the model and its evaluation, in a folder that a test may change."""
-    for path in ("data/model", "data/evaluation"):
+    for path in ("data/model", "data/evaluation", "data/registry"):
         shutil.copytree(project / path, tmp_path / path)
     (tmp_path / "data/prepared").mkdir()
     for path in ("data/prepared/test_images.npy", "data/prepared/test_labels.npy"):
@@ -101,7 +101,10 @@ def test_the_size_is_limited_and_old_files_are_removed(
 
 def test_the_shipped_weights_have_at_most_eleven_megabytes() -> None:
     names = {path.name for path in pretrained.FOLDER.iterdir()}
-    assert names == {"model.safetensors", "model.json", "metrics.json", "reliability.csv", "predictions.npz"}
+    assert names == {
+        *("model.safetensors", "model.json", "model-card.md"),
+        *("metrics.json", "reliability.csv", "predictions.npz"),
+    }
     assert sum(path.stat().st_size for path in pretrained.FOLDER.iterdir()) <= 11_000_000
 
 

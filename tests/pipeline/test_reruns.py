@@ -77,7 +77,10 @@ def test_a_file_reruns_only_the_stage_that_uses_it(path: str, stages: set[str], 
         assert changed_stages(committed) == stages
 
 
-def test_pretrained_weights_and_bytecode_rerun_no_stage(committed: Path) -> None:
-    bytecode = committed / SOURCE / "models/__pycache__/resnet.cpython-313.pyc"
-    with edited(committed / SOURCE / "pretrained/weights.safetensors"), edited(bytecode):
+def test_other_pretrained_weights_and_bytecode_rerun_no_stage(committed: Path) -> None:
+    paths = [committed / SOURCE / "models/__pycache__/resnet.cpython-313.pyc"]
+    paths += [committed / SOURCE / "pretrained" / name for name in ("model.safetensors", "model.json", "metrics.json")]
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(edited(path))
         assert changed_stages(committed) == set()

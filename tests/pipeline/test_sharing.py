@@ -1,4 +1,4 @@
-"""README's commands that share results, as printed: with a folder as DVC's remote and a bare repository as Git's."""
+"""The commands of docs/scaling.md that share results: a folder as DVC's remote, a bare repository as Git's."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ARRAYS = [f"{part}_{kind}.npy" for part in ("train", "validation", "test") for k
 
 def sharing_commands(remote: Path) -> tuple[str, str]:
     """The commands for the project and for the clone."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").partition("\n## Sharing\n")[2]
+    section = (ROOT / "docs/scaling.md").read_text(encoding="utf-8").partition("\n## Sharing\n")[2]
     match = re.search(r"```\n# here\n(.*?)\n\n# in the clone\n(.*?)\n```", section, re.DOTALL)
     assert match is not None
     assert "/mnt/store" in match[1]

@@ -7,10 +7,12 @@ import pytest
 from conftest import stage, tiny_images
 
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference import pretrained
 from cifar_resnet.registry.versions import (
     delete_duplicates,
     find_version,
     log_model,
+    package_code,
     to_input_example,
     versions_of_model,
 )
@@ -61,15 +63,21 @@ def test_lost_files_of_a_version_are_restored_with_its_number_alias_and_tags(
     assert "the missing files of cifar10-resnet version 1 are restored" in capsys.readouterr().out
     after = find_version(client, "cifar10-resnet", "champion")
     assert after is not None
-    decision = {"decision_champion", "decision_reason"}
     assert (after.version, after.run_id, after.aliases) == (before.version, before.run_id, before.aliases)
-    assert {key: after.tags[key] for key in after.tags.keys() - decision} == {
-        key: before.tags[key] for key in before.tags.keys() - decision
-    }
+    assert (after.tags, after.description) == (before.tags, before.description)
     model = mlflow.pyfunc.load_model("models:/cifar10-resnet@champion")
     assert len(model.predict(to_input_example(tiny_images(1, seed=0).pixels))) == 10
     stage("register").main(root)
     assert "restored" not in capsys.readouterr().out
+
+
+def test_a_version_stores_the_code_without_the_pretrained_weights() -> None:
+    assert pretrained.FOLDER.is_dir()
+    with package_code() as code:
+        names = {path.relative_to(code).as_posix() for path in code.rglob("*")}
+    assert code.name == "cifar_resnet"
+    assert names >= {"__init__.py", "registry/served_model.py", "inference/pretrained.py"}
+    assert not any(name.startswith("pretrained") or "__pycache__" in name for name in names)
 
 
 @pytest.mark.parametrize("path", ["data/model/model.json", "data/evaluation/predictions.csv"])
@@ -79,3 +87,15 @@ def test_a_missing_input_is_an_error_with_the_command_that_creates_it(project: P
     (root / path).unlink()
     with pytest.raises(UserError, match=f"^{path}: not found; `dvc repro evaluate` restores or creates"):
         stage("register").main(root)
+
+
+def test_champion_and_challenger_are_found_by_their_aliases(tmp_path: Path) -> None:
+    client = connect(tmp_path)
+    client.create_registered_model("model")
+    for _ in range(2):
+        client.create_model_version("model", source="/nowhere")
+    client.set_registered_model_alias("model", "champion", "2")
+    assert find_version(client, "model", "challenger") is None
+    client.set_registered_model_alias("model", "challenger", "1")
+    versions = [find_version(client, "model", alias) for alias in ("champion", "challenger")]
+    assert [version and int(version.version) for version in versions] == [2, 1]

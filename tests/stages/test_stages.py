@@ -17,9 +17,14 @@ from conftest import ROOT, rows, stage, tiny_images, write_params, write_raw
 from PIL import Image
 
 from cifar_resnet.data import cifar10
+from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
+from cifar_resnet.inference.familiarity import familiarity
+from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.models.saved_model import load_model
 from cifar_resnet.params.file import load_params
-from cifar_resnet.registry.promotion import decode_mask
+from cifar_resnet.registry.card import read_card
+from cifar_resnet.registry.evidence import READABLE_TAGS, decode_mask, pack_evidence, read_evidence
 from cifar_resnet.tracking.client import connect, experiment_id
 from cifar_resnet.training.history import read_history
 
@@ -99,6 +104,15 @@ def test_evaluate_evaluates_on_the_test_images_and_logs_to_the_training_run(proj
     assert figures == {path.name for path in evaluation.glob("figures/*.png")} != set()
 
 
+def test_evaluate_fits_the_familiarity_threshold_on_the_held_out_images(project: Path) -> None:
+    pixels = np.load(project / "data/prepared/validation_images.npy", allow_pickle=False)
+    target = select_device()
+    model, _ = load_model(project / "data/model", target)
+    logits = predict_logits(model, pixels, batch_size=20, precision=select_dtype("auto", target)[0], augmented=True)
+    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    assert metrics["familiarity_threshold"] == pytest.approx(np.quantile(familiarity(logits.numpy()), 0.05))
+
+
 def test_docs_list_exactly_the_metrics_and_columns_that_evaluate_writes(project: Path) -> None:
     page = (ROOT / "docs/results.md").read_text(encoding="utf-8")
     metrics, tables = page.partition("## What each metric means")[2].split("### Tables")
@@ -153,12 +167,30 @@ def test_registering_the_same_model_again_adds_no_version(project: Path) -> None
     assert len(connect(project).search_model_versions("name='cifar10-resnet'")) == 1
 
 
+def test_the_model_card_is_written_and_is_the_description_of_the_version(project: Path) -> None:
+    card = (project / "data/registry/model-card.md").read_text(encoding="utf-8")
+    folders = (project / folder for folder in ("data/prepared", "data/model", "data/evaluation"))
+    assert card == read_card("cifar10-resnet", *folders, load_params(project / "params.yaml").train)
+    client = connect(project)
+    version = client.get_model_version("cifar10-resnet", "1")
+    assert version.description == card
+    assert set(version.tags) <= {*READABLE_TAGS, "evidence", "decision"}
+    client.update_model_version("cifar10-resnet", "1", description="")
+    stage("register").main(project)
+    assert client.get_model_version("cifar10-resnet", "1").description == card
+    client.update_model_version("cifar10-resnet", "1", description="my notes")
+    stage("register").main(project)
+    assert client.get_model_version("cifar10-resnet", "1").description == "my notes"
+    client.update_model_version("cifar10-resnet", "1", description=card)
+
+
 def test_register_adds_a_missing_correct_mask_to_a_version(project: Path) -> None:
     client = connect(project)
-    mask = client.get_model_version("cifar10-resnet", "1").tags["test_correct"]
-    client.delete_model_version_tag("cifar10-resnet", "1", "test_correct")
+    before = read_evidence(client.get_model_version("cifar10-resnet", "1"))
+    mask = before.pop("test_correct")
+    client.set_model_version_tag("cifar10-resnet", "1", "evidence", pack_evidence(before)["evidence"])
     stage("register").main(project)
-    assert client.get_model_version("cifar10-resnet", "1").tags["test_correct"] == mask
+    assert read_evidence(client.get_model_version("cifar10-resnet", "1"))["test_correct"] == mask
     metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
     assert decode_mask(mask).mean() == metrics["accuracy"]
 
@@ -253,6 +285,7 @@ def test_without_tracking_every_stage_finishes(
     decision = json.loads((tmp_path / "data/registry/decision.json").read_text())
     reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
     assert decision == {"champion": False, "reason": reason}
+    assert (tmp_path / "data/registry/model-card.md").stat().st_size > 1000
     assert f"register: nothing is registered: {reason}" in capsys.readouterr().out
 
 

@@ -54,7 +54,20 @@ def test_the_overrides_of_the_command_reproduce_the_params(root: Path) -> None:
     apply_overrides(root / "params.yaml", arguments[4::2])  # what `dvc exp run -S` calls
     assert parse_yaml((root / "params.yaml").read_text()) == AFTER
     name = provenance.run_name(root, text)
-    assert name == "model.channels=[8,16,32], train.epochs=4, train.sync_batch_norm=false, train.weight_decay=0.001"
+    assert name == "channels=[8,16,32], epochs=4, sync_batch_norm=false, weight_decay=0.001"
+
+
+def test_the_name_of_a_run_starts_with_its_experiment(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (root / "params.yaml").write_text(dump_yaml(AFTER))
+    changes = "channels=[8,16,32], epochs=4, sync_batch_norm=false, weight_decay=0.001"
+    assert provenance.describe_training(root, tiny_params()).name == changes
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-crow")
+    assert provenance.describe_training(root, tiny_params()).name == f"puffy-crow: {changes}"
+
+
+def test_names_without_sections_are_unambiguous() -> None:
+    params = tiny_params()
+    assert not params.model.model_dump().keys() & params.train.model_dump().keys()
 
 
 def test_without_overrides_the_command_is_repro_and_changed_files_are_named(root: Path) -> None:

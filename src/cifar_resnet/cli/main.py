@@ -9,14 +9,17 @@ import shtab
 
 import cifar_resnet.environment_variables  # noqa: F401, before torch and MLflow
 from cifar_resnet import __version__
-from cifar_resnet.cli import backfill, compare, predict, registry, search
+from cifar_resnet.cli import backfill, compare, demo, export, predict, registry, search, ui
 from cifar_resnet.errors import UserError, run
 
 COMMANDS = (
     ("predict", "classify your images", predict.add_predict_arguments, predict.predict_command),
+    ("export", "write a model as an ONNX file", export.add_export_arguments, export.export_command),
+    ("demo", "open a page that classifies pictures", demo.add_demo_arguments, demo.demo_command),
     ("compare", "compare two networks on the same test images", compare.add_compare_arguments, compare.compare_command),
     ("search", "search for a better network", search.add_search_arguments, search.search_command),
     ("registry", "list, promote, roll back models", registry.add_registry_arguments, registry.registry_command),
+    ("ui", "show runs and models in MLflow's web pages", ui.add_ui_arguments, ui.ui_command),
     ("backfill", "add missing runs to MLflow", backfill.add_backfill_arguments, backfill.backfill_command),
 )
 

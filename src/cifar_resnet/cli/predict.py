@@ -42,21 +42,19 @@ def add_predict_arguments(parser: ArgumentParser) -> None:
 
 
 def predict_command(root: Path, arguments: Namespace) -> int:
-    from cifar_resnet import device
     from cifar_resnet.files import atomic_write
     from cifar_resnet.inference import image_reader, predictions
+    from cifar_resnet.inference.backend import check_device, load_classifier
     from cifar_resnet.registry.load import better_model, find_model
 
-    device.disable_malloc_trim()
-    target = device.select_device(arguments.device)
+    check_device(arguments.device)
     chunks = image_reader.read_images(arguments.sources, root, batch_size=arguments.batch_size)
     counts, write = predictions.Counts(), predictions.WRITERS[arguments.format]
-    out_of_memory = device.report_out_of_memory("lower --batch-size, or use --device cpu")
-    with find_model(root, arguments.model) as model, out_of_memory:
+    with find_model(root, arguments.model) as model:
+        classifier = load_classifier(model.folder, arguments.device)
         results = predictions.predict_images(
-            model.folder, chunks, counts, target=target, strict=arguments.strict, batch_size=arguments.batch_size,
-            top=arguments.top,
-        )  # fmt: skip
+            classifier, chunks, counts, strict=arguments.strict, batch_size=arguments.batch_size, top=arguments.top
+        )
         if arguments.output is None:
             write(sys.stdout, results)
         else:

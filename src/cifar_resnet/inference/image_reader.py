@@ -220,3 +220,17 @@ def starts_as_picture(open_stream: Callable[[], IO[bytes]]) -> bool:
 def single_image(name: str, open_stream: Callable[[], IO[bytes]]) -> Iterator[Batch]:
     with open_stream() as stream:
         yield [name], read_image(stream)[None]
+
+
+def read_picture(name: str, open_stream: Callable[[], IO[bytes]]) -> Pixels:
+    """Decode one picture file to uint8 (3, 32, 32).
+
+    Raises:
+        UserError: if it cannot be read; the message starts with `name`.
+    """
+    [image] = catch_read_errors(name, partial(single_image, name, open_stream))
+    if isinstance(image, UserError):
+        raise image
+    assert image is not None  # only folders and zips yield None
+    (pixels,) = image[1]
+    return np.asarray(pixels)

@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from cifar_resnet.device import select_dtype
-from cifar_resnet.inference.logits import softmax
-from cifar_resnet.inference.predictor import predict_logits
-from cifar_resnet.models.saved_model import fitted_temperature, load_model
+from cifar_resnet.inference.backend import torch_classifier
+from cifar_resnet.models.saved_model import load_model
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,7 @@ class Model:
         self.name, self.accuracy = name or str(folder), accuracy
         self.network, self.config = load_model(folder, target)
         self.precision, _ = select_dtype("auto", target)
+        self.classifier = torch_classifier(self.network, self.config, self.precision)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, accuracy={self.accuracy})"
@@ -47,7 +47,7 @@ class Model:
         return list(self.config["classes"])
 
     def predict(self, images: NDArray[Any], *, batch_size: int = 256) -> Predictions:
-        """Classify images with test-time augmentation.
+        """Classify images, those of which the network is unsure with test-time augmentation.
 
         Args:
             images: uint8 (N, 32, 32, 3) or (N, 3, 32, 32), channels R, G, B; N may be 0.
@@ -60,7 +60,6 @@ class Model:
             raise ValueError(f"images are {images.dtype} {images.shape}: uint8 (N, 32, 32, 3) or (N, 3, 32, 32) needed")
         pixels = images.transpose(0, 3, 1, 2) if images.shape[1:] == (32, 32, 3) else images
         pixels = np.require(pixels, requirements=["C_CONTIGUOUS", "WRITEABLE"])  # torch wraps no other arrays
-        logits = predict_logits(self.network, pixels, batch_size=batch_size, precision=self.precision, augmented=True)
-        probabilities = softmax(logits.numpy(), fitted_temperature(self.config, augmented=True))
+        probabilities = self.classifier.probabilities(pixels, batch_size=batch_size)
         labels = probabilities.argmax(axis=1)
         return Predictions(labels, [self.classes[label] for label in labels], probabilities)

@@ -8,15 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
-from cifar_resnet.device import select_dtype
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write
-from cifar_resnet.inference import predictor
+from cifar_resnet.inference.classifier import Classifier
 from cifar_resnet.inference.image_reader import Chunk
-from cifar_resnet.inference.logits import softmax
-from cifar_resnet.models import saved_model
 
 
 @dataclass(frozen=True)
@@ -46,40 +41,32 @@ class Counts:
 
 
 def predict_images(
-    model_folder: Path,
+    classifier: Classifier,
     chunks: Iterable[Chunk],
     counts: Counts,
     *,
-    target: torch.device,
     strict: bool,
     batch_size: int,
     top: int = 1,
 ) -> Iterator[Prediction]:
-    """Yield the prediction of every image, with test-time augmentation, and update `counts`.
+    """Yield the prediction of every image, and update `counts`.
 
     Args:
-        model_folder: holds model.safetensors and model.json.
         chunks: from `read_images`; their read errors are printed on stderr.
-        target: the device to compute on.
         strict: whether the first read error ends the prediction.
         batch_size: number of images per forward pass.
         top: number of classes per image.
 
     Raises:
-        UserError: if the model cannot be used, if `strict` is set and an image cannot be read, or if there is no image.
+        UserError: if `strict` is set and an image cannot be read, or if there is no image.
     """
-    model, config = saved_model.load_model(model_folder, target)
-    precision, _ = select_dtype("auto", target)
-    temperature = saved_model.fitted_temperature(config, augmented=True)
     for chunk in chunks:
         report_read_errors(chunk.errors, counts, strict=strict)
         counts.ignored += chunk.ignored
-        logits = predictor.predict_logits(
-            model, chunk.pixels, batch_size=batch_size, precision=precision, augmented=True
-        )
-        for name, row in zip(chunk.names, softmax(logits.numpy(), temperature), strict=True):
+        probabilities = classifier.probabilities(chunk.pixels, batch_size=batch_size)
+        for name, row in zip(chunk.names, probabilities, strict=True):
             labels = (-row).argsort(kind="stable")[:top].tolist()
-            class_names = [config["classes"][label] for label in labels]
+            class_names = [classifier.classes[label] for label in labels]
             yield Prediction(counts.predicted, name, labels, class_names, [float(row[label]) for label in labels])
             counts.predicted += 1
     if counts.predicted == 0:

@@ -9,12 +9,14 @@ from cifar_resnet.files import file_hash, read_json
 from cifar_resnet.inference import pretrained
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.schema import RegisterParams
+from cifar_resnet.registry.card import CARD_FILE
+from cifar_resnet.registry.evidence import encode_mask
 from cifar_resnet.registry.load import METRICS_FILE
-from cifar_resnet.registry.promotion import Decision, encode_mask, promote_if_better
+from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
 
-PROVENANCE_TAGS = (
+PROVENANCE_KEYS = (
     *("train_data", "test_data", "git_commit", "git_dirty", "mlflow.source.git.commit"),
     *("dvc_experiment", "dvc_baseline", "params"),
 )
@@ -28,11 +30,12 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
     """
     try:
         config, metrics = (read_json(pretrained.FOLDER / name) for name in (CONFIG_FILE, METRICS_FILE))
+        card = (pretrained.FOLDER / CARD_FILE).read_text(encoding="utf-8")
         labels, predicted, _ = pretrained.read_test_predictions(pretrained.FOLDER)
     except OSError as error:
         raise UserError(f"{error.filename}: not found; install the package again") from None
     provenance, mean = config["provenance"], config["normalisation"]["mean"]
-    tags = {name: provenance[name] for name in PROVENANCE_TAGS if name in provenance} | {
+    evidence = {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance} | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
@@ -42,6 +45,8 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
     mlflow_run = get_run(root, provenance["mlflow_run"])
     example = np.full((1, 32, 32, 3), 255 * np.array(mean), np.uint8)  # a picture of the mean color
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
-        version = register_version(mlflow_run, pretrained.FOLDER, name=policy.model_name, tags=tags, example=example)
+        version = register_version(
+            mlflow_run, pretrained.FOLDER, name=policy.model_name, evidence=evidence, card=card, example=example
+        )
         mlflow_run.log_evaluation(pretrained.FOLDER)
         return promote_if_better(mlflow_run.client, version, policy)

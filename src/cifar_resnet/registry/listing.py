@@ -8,6 +8,7 @@ from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.registry.promotion import (
+    decision_of,
     get_champion,
     get_version,
     previous_champion,
@@ -68,10 +69,8 @@ def version_lines(client: MlflowClient, name: str) -> list[str]:
     for version in versions:
         tags, alias = version.tags, alias_of.get(int(version.version), "")
         tta, parameters = float(tags.get("accuracy_tta", "nan")), int(tags.get("parameters", 0))
-        reason = tags.get("decision_reason", "")
-        lines.append(
-            f"{version.version:>7}  {alias:10}  {format_accuracy(version):>8}  {tta:8.2%}  {parameters:>10,}  {reason}"
-        )
+        numbers = f"{format_accuracy(version):>8}  {tta:8.2%}  {parameters:>10,}"
+        lines.append(f"{version.version:>7}  {alias:10}  {numbers}  {decision_of(version)}")
     return lines
 
 

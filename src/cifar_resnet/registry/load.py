@@ -1,4 +1,9 @@
-"""Find a model by the name that a user gives: a path, an alias, a version, a run, an MLflow URI, or pretrained."""
+"""Find a model by the name that a user gives: a path, an alias, a version, a run, an MLflow URI, or pretrained.
+
+Torch and MLflow are imported where they are needed: an exported file needs neither.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
@@ -6,14 +11,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cifar_resnet.device import Device, select_device
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
 from cifar_resnet.inference import pretrained
-from cifar_resnet.inference.model import Model
-from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
+from cifar_resnet.inference.backend import EXPORTED_FILE, EXPORTED_SUFFIX, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from cifar_resnet.device import Device
+    from cifar_resnet.inference.model import Model
 
 MODEL = "data/model"
 METRICS_FILE = "metrics.json"
@@ -25,7 +32,7 @@ class NamedModel:
     """A model that a user can name.
 
     Attributes:
-        folder: holds model.safetensors and model.json.
+        folder: holds model.safetensors and model.json; or the path of an exported file.
         name: for messages and for --model.
         evaluation: the folder with the metrics.json and reliability.csv of this model; None if there is none.
         accuracy: on the test set, without test-time augmentation; None if it is not known.
@@ -43,6 +50,9 @@ class NamedModel:
 
 def load_named_model(source: str | Path | None, *, device: Device = "auto") -> Model:
     """See `cifar_resnet.load`."""
+    from cifar_resnet.device import select_device
+    from cifar_resnet.inference.model import Model
+
     root, target = Path.cwd(), select_device(device)
     with find_model(root, None if source is None else str(source)) as model:
         loaded = Model(model.folder, target, name=model.name, accuracy=model.accuracy)
@@ -80,20 +90,23 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
 
 def default_model(root: Path) -> NamedModel:
     """data/model if it has weights, otherwise the pretrained weights."""
-    if (root / MODEL / WEIGHTS_FILE).exists():
+    if any((root / MODEL / name).exists() for name in (WEIGHTS_FILE, EXPORTED_FILE)):
         return evaluated_model(root / MODEL, MODEL)
     return evaluated_model(pretrained.FOLDER, pretrained.NAME)
 
 
 def saved_model_at(path: Path, name: str) -> NamedModel:
-    """The model in a folder, or beside its weights file.
+    """The model in a folder, or beside its weights file, or an exported file.
 
     Raises:
         UserError: if the path is another file.
     """
+    if path.suffix == EXPORTED_SUFFIX:
+        return NamedModel(path, name)
     if path.is_file() and path.name != WEIGHTS_FILE:
         raise UserError(
-            f"{name}: not a model; pass a model.safetensors with a model.json beside it, or the folder of both"
+            f"{name}: not a model; pass a model.safetensors with a model.json beside it, the folder of both, or a "
+            ".onnx file of `cifar-resnet export`"
         )
     return evaluated_model(path if path.is_dir() else path.parent, name)
 
@@ -111,7 +124,7 @@ def matching_metrics(folder: Path, evaluation: Path) -> dict[str, Any] | None:
     """The content of metrics.json if it is of the model in `folder`: both name the run that trained the model."""
     try:
         metrics: dict[str, Any] = read_json(evaluation / METRICS_FILE)
-        run_id = read_json(folder / CONFIG_FILE)["provenance"]["mlflow_run"]
+        run_id = read_json(folder / "model.json")["provenance"]["mlflow_run"]
         return metrics if metrics["mlflow_run"] == run_id and 0 <= metrics["accuracy"] <= 1 else None
     except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or of an early version
         return None

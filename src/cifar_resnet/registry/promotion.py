@@ -1,28 +1,28 @@
 """Promotion: the policy that decides on the champion, the history of its alias, and rollback."""
 
-import base64
 import getpass
 import json
 import os
 import socket
 import uuid
-import zlib
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import significance
-from cifar_resnet.evaluation.significance import Comparison, CorrectMask
+from cifar_resnet.evaluation.significance import Comparison
 from cifar_resnet.params.schema import RegisterParams
+from cifar_resnet.registry.evidence import decode_mask, read_evidence
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY_PREFIX = "champion_history."  # of tags of the registered model
+DECISION_TAG, EARLIER_DECISION_TAG = "decision", "decision_reason"  # of a version
+UNCHANGED = "it is already the champion"
 
 
 @dataclass(frozen=True)
@@ -54,18 +54,6 @@ class AliasChange:
     when: str  # ISO 8601, UTC
 
 
-def encode_mask(correct: CorrectMask) -> str:
-    """Encode which images are classified correctly, bool (N,), as text for a tag; 10,000 images need about 1 kB."""
-    return f"{len(correct)}:{base64.b64encode(zlib.compress(np.packbits(correct).tobytes(), 9)).decode()}"
-
-
-def decode_mask(text: str) -> CorrectMask:
-    """The inverse of `encode_mask`."""
-    count, packed = text.split(":")
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
-    return np.unpackbits(bits, count=int(count)).astype(bool)
-
-
 def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The current champion, or None."""
     version = client.get_registered_model(name).aliases.get(CHAMPION)
@@ -77,8 +65,8 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
 
     A version that was rolled back does not become the champion again; only `cifar-resnet registry promote` can do this.
 
-    The evidence is in the tags of the versions: accuracy, parameters, test_data (hash of the images) and test_correct
-    (see `encode_mask`).
+    The evidence of a version (see `read_evidence`) has accuracy, parameters, test_data (hash of the images) and
+    test_correct (see `encode_mask`).
     """
     name = policy.model_name
     candidate, champion = client.get_model_version(name, str(version)), get_champion(client, name)
@@ -96,9 +84,9 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
             promoted, reason = False, f"version {winner.version} took the alias at the same time"
     else:
         client.set_registered_model_alias(name, CHALLENGER, str(version))
-    outcome = {"champion": promoted, "reason": reason} | (asdict(comparison) if comparison else {})
-    for key, value in outcome.items():
-        client.set_model_version_tag(name, str(version), f"decision_{key}", str(value))
+    if reason != UNCHANGED or not decision_of(candidate):
+        outcome = f"{CHAMPION if promoted else CHALLENGER}: {reason}"
+        client.set_model_version_tag(name, str(version), DECISION_TAG, outcome)
     return Decision(
         model_name=name,
         version=version,
@@ -119,22 +107,23 @@ def check_policy(
 ) -> tuple[bool, str, Comparison | None]:
     """Decide whether the candidate becomes the champion: (decision, reason, comparison if there was one)."""
     if champion is not None and int(champion.version) == int(candidate.version):
-        return True, "it is already the champion", None
-    accuracy, parameters = float(candidate.tags["accuracy"]), int(candidate.tags["parameters"])
+        return True, UNCHANGED, None
+    evidence = read_evidence(candidate)
+    accuracy, parameters = float(evidence["accuracy"]), int(evidence["parameters"])
     if accuracy < policy.min_accuracy:
         return False, f"accuracy {accuracy:.2%} is below register.min_accuracy {policy.min_accuracy:.2%}", None
     if parameters > policy.max_parameters:
         return False, f"{parameters:,} parameters, register.max_parameters allows {policy.max_parameters:,}", None
     if champion is None:
         return True, "there was no champion", None
-    if champion.tags.get("test_data") != candidate.tags["test_data"]:
+    before = read_evidence(champion)
+    if "test_correct" not in before:
+        advice = f"register it again, or override with `cifar-resnet registry promote {candidate.version}`"
+        return False, f"version {champion.version} stays: it has no test_correct in its tags; {advice}", None
+    if before.get("test_data") != evidence["test_data"]:
         return False, f"version {champion.version} stays: it was evaluated on other test data", None
-    if "test_correct" not in champion.tags:
-        return False, f"version {champion.version} stays: its tag test_correct is missing; register it again", None
-    comparison = significance.mcnemar_test(
-        decode_mask(candidate.tags["test_correct"]), decode_mask(champion.tags["test_correct"])
-    )
-    accuracies = f"accuracy {accuracy:.2%} against version {champion.version}'s {float(champion.tags['accuracy']):.2%}"
+    comparison = significance.mcnemar_test(decode_mask(evidence["test_correct"]), decode_mask(before["test_correct"]))
+    accuracies = f"accuracy {accuracy:.2%} against version {champion.version}'s {float(before['accuracy']):.2%}"
     if comparison.difference <= 0 or comparison.difference < policy.min_gain:
         reason = f"{accuracies} is too small a gain, register.min_gain is {policy.min_gain:g}: {comparison}"
         return False, reason, comparison
@@ -142,6 +131,11 @@ def check_policy(
         reason = f"{accuracies} is not significant, register.significance is {policy.significance:g}: {comparison}"
         return False, reason, comparison
     return True, f"{accuracies}: {comparison}", comparison
+
+
+def decision_of(version: ModelVersion) -> str:
+    """What the policy decided about a version, in words; empty if it has not decided."""
+    return str(version.tags.get(DECISION_TAG, version.tags.get(EARLIER_DECISION_TAG, "")))
 
 
 def set_champion(

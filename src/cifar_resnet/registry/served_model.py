@@ -23,13 +23,11 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
 
-from cifar_resnet import device
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import image_reader, predictor
+from cifar_resnet.inference import image_reader
+from cifar_resnet.inference.backend import load_classifier
 from cifar_resnet.inference.image_formats import FORMATS
-from cifar_resnet.inference.logits import softmax
-from cifar_resnet.models import saved_model
 
 BATCH_SIZE = 256
 MAX_IMAGES = 2_000
@@ -65,10 +63,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
 
     def load_context(self, context: PythonModelContext) -> None:
         limit_error_messages()
-        folder = Path(context.artifacts["weights"]).parent
-        self.device = device.select_device()
-        self.model, self.config = saved_model.load_model(folder, self.device)
-        self.precision, _ = device.select_dtype("auto", self.device)
+        self.classifier = load_classifier(Path(context.artifacts["weights"]).parent)
 
     def predict(
         self,
@@ -82,11 +77,7 @@ class ServedModel(PythonModel):  # type: ignore[misc]
             InvalidInput: if the input has neither of the two forms.
         """
         pixels = parse_input(np.asarray(model_input))
-        logits = predictor.predict_logits(
-            self.model, pixels, batch_size=BATCH_SIZE, precision=self.precision, augmented=True
-        )
-        classes = self.config["classes"]
-        probabilities = softmax(logits.numpy(), saved_model.fitted_temperature(self.config, augmented=True))
+        probabilities, classes = self.classifier.probabilities(pixels, batch_size=BATCH_SIZE), self.classifier.classes
         return [
             {"label": int(label), "class_name": classes[label], "probabilities": row.tolist()}
             for label, row in zip(probabilities.argmax(axis=1), probabilities, strict=True)
@@ -120,13 +111,10 @@ def decode_base64_image(text: str, name: str) -> Pixels:
         InvalidInput: if the text is too long, not base64, or not a readable picture.
     """
     content = decode_base64(text, name)
-    read = partial(image_reader.single_image, name, partial(BytesIO, content))
-    [image] = image_reader.catch_read_errors(name, read)
-    if isinstance(image, UserError):
-        raise InvalidInput(str(image))
-    assert image is not None  # only folders and zips yield None
-    (pixels,) = image[1]
-    return np.asarray(pixels)
+    try:
+        return image_reader.read_picture(name, partial(BytesIO, content))
+    except UserError as error:
+        raise InvalidInput(str(error)) from None
 
 
 def decode_base64(text: str, name: str) -> bytes:

@@ -23,39 +23,60 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.inference import pretrained
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
-from cifar_resnet.registry.promotion import CHAMPION, get_champion
+from cifar_resnet.registry.evidence import pack_evidence, read_evidence
+from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
 from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
-IDENTITY_TAGS = ("model", "test_data")
+IDENTITY = ("model", "test_data")  # of a version
+MODEL_DESCRIPTION = "Residual networks that classify CIFAR-10 images. The alias champion marks the best version."
 MODEL_FILES = {"MLmodel", "code", Path(served_model.__file__).name}
 
 
-def register_version(run: Run, folder: Path, *, name: str, tags: dict[str, Any], example: Pixels) -> int:
+def register_version(run: Run, folder: Path, *, name: str, evidence: dict[str, Any], card: str, example: Pixels) -> int:
     """Log the model to its run, register it, and return the version.
 
-    A model that is already registered keeps its version and gets the tags and files that are missing.
+    A model that is already registered keeps its version and gets the tags, files and description that are missing.
 
     Args:
         run: the run that trained the model.
         folder: holds model.safetensors and model.json.
-        tags: of the version; "model" is the hash of the weights, "test_data" the hash of the test images.
+        evidence: values for the version's tags, see `pack_evidence`; "model" is the hash of the weights, "test_data" is
+            the hash of the test images.
+        card: Markdown, the description of the version.
         example: uint8 (N, 32, 32, 3), stored as the input example.
     """
-    values = {key: str(value) for key, value in tags.items()}
+    values = {key: str(value) for key, value in evidence.items()}
     registered = versions_of_model(run.client, name, values)
     if registered:
-        for key in values.keys() - registered[0].tags.keys():
-            run.client.set_model_version_tag(name, registered[0].version, key, values[key])
+        add_missing_values(run.client, registered[0], values, card)
         restore_files(registered[0], folder, example)
         return int(registered[0].version)
     info = log_model(run, folder, example)
     with suppress(MlflowException):  # the name exists, or the next call reports the error
-        run.client.create_registered_model(name)
+        run.client.create_registered_model(name, description=MODEL_DESCRIPTION)
     created = run.client.create_model_version(
-        name, source=info.model_uri, run_id=run.id, tags=values, model_id=info.model_id
+        name,
+        source=info.model_uri,
+        run_id=run.id,
+        tags=pack_evidence(values),
+        description=card,
+        model_id=info.model_id,
     )
     return delete_duplicates(run.client, name, values, created)
+
+
+def add_missing_values(client: MlflowClient, version: ModelVersion, values: dict[str, str], card: str) -> None:
+    """Complete the tags and descriptions of a registered version; those that exist stay unchanged."""
+    known = read_evidence(version)
+    if values.keys() - known.keys():
+        packed = pack_evidence({key: known.get(key, value) for key, value in values.items()})
+        for key, value in packed.items():
+            client.set_model_version_tag(version.name, version.version, key, value)
+    if not version.description:
+        client.update_model_version(version.name, version.version, description=card)
+    if not client.get_registered_model(version.name).description:
+        client.update_registered_model(version.name, description=MODEL_DESCRIPTION)
 
 
 def log_model(run: Run, folder: Path, example: Pixels) -> Any:
@@ -109,29 +130,30 @@ def stored_files(uri: str) -> set[str]:
     return {Path(file.path).name for file in mlflow.artifacts.list_artifacts(artifact_uri=uri) or ()}
 
 
-def versions_of_model(client: MlflowClient, name: str, tags: dict[str, str]) -> list[ModelVersion]:
+def versions_of_model(client: MlflowClient, name: str, values: dict[str, str]) -> list[ModelVersion]:
     """The versions with the same weights and test data, the oldest first."""
     versions = client.search_model_versions(f"name = '{name}'")
-    same = [version for version in versions if all(version.tags.get(key) == tags[key] for key in IDENTITY_TAGS)]
+    evidence = [(version, read_evidence(version)) for version in versions]
+    same = [version for version, known in evidence if all(known.get(key) == values[key] for key in IDENTITY)]
     return sorted(same, key=lambda version: int(version.version))
 
 
-def delete_duplicates(client: MlflowClient, name: str, tags: dict[str, str], created: ModelVersion) -> int:
+def delete_duplicates(client: MlflowClient, name: str, values: dict[str, str], created: ModelVersion) -> int:
     """Delete the created version if there is an older one of the same model, and return the oldest version.
 
     On a server, another machine can register the same model at the same time.
     """
-    oldest = int(versions_of_model(client, name, tags)[0].version)
+    oldest = int(versions_of_model(client, name, values)[0].version)
     if oldest != int(created.version):
         client.delete_model_version(name, created.version)
     return oldest
 
 
 def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersion | None:
-    """Find a version by "champion", by its number, or by the id of the run that trained it."""
+    """Find a version by "champion" or "challenger", by its number, or by the id of the run that trained it."""
     try:
-        if requested == CHAMPION:
-            return get_champion(client, name)
+        if requested in (CHAMPION, CHALLENGER):
+            return client.get_model_version_by_alias(name, requested)
         if requested.isdecimal():
             return client.get_model_version(name, requested)
     except MlflowException:  # the model or version does not exist

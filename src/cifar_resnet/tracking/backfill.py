@@ -14,7 +14,7 @@ from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, 
 from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
 from cifar_resnet.training.history import EpochRecord, read_history
 from cifar_resnet.versioning import revisions
-from cifar_resnet.versioning.provenance import last_commit_of, reproduce_command, run_name
+from cifar_resnet.versioning.provenance import last_commit_of, reproduce_command, run_name, with_experiment
 from cifar_resnet.versioning.revisions import Revision
 
 CONFIG, HISTORY, WEIGHTS = "data/model/model.json", "data/model/history.csv", "data/model/model.safetensors"
@@ -120,7 +120,7 @@ def run_name_and_tags(root: Path, revision: Revision, folder: Path, original: st
     name = run_name(root, text, provenance.get("git_commit", ""))
     with suppress(UserError):  # params.yaml of another version of the code
         name = name or params_summary(load_params(folder / "params.yaml"))
-    return name or revision.name, tags | {ORIGINAL_RUN_TAG: original}
+    return with_experiment(name or revision.name, tags), tags | {ORIGINAL_RUN_TAG: original}
 
 
 def params_to_log(folder: Path) -> dict[str, dict[str, Any]]:

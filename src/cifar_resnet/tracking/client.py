@@ -5,7 +5,7 @@ import os
 import platform
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import sqlalchemy
@@ -30,6 +30,7 @@ from cifar_resnet.tracking.location import (
     unusable_error,
 )
 from cifar_resnet.tracking.run import NullRun, Run
+from cifar_resnet.tracking.view import EXPERIMENT_TAGS
 from cifar_resnet.versioning import provenance
 
 EXPERIMENT = "cifar10-resnet"
@@ -39,7 +40,7 @@ LOCK_SECONDS = 600.0
 
 
 def connect(root: Path) -> MlflowClient:
-    """A client for `tracking_uri(root)`, where the experiment exists.
+    """A client for `tracking_uri(root)`, where the experiment exists, with EXPERIMENT_TAGS.
 
     A deleted experiment is restored. In a local database, the paths of artifacts are those of this project.
 
@@ -79,6 +80,10 @@ def _prepare_experiment(client: MlflowClient, home: Path, uri: str) -> None:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
         print(f"MLflow: the deleted experiment {EXPERIMENT} is restored, with its runs")
+    with suppress(MlflowException):  # the tags only change what a browser shows, and not every user may write them
+        for key, value in EXPERIMENT_TAGS.items():
+            if experiment.tags.get(key) != value:
+                client.set_experiment_tag(experiment.experiment_id, key, value)
     if database and move_artifact_paths(database, home, experiment.artifact_location):
         print(f"MLflow: the project was moved or copied; artifacts now go to {artifact_folder(home)}")
 
@@ -86,7 +91,7 @@ def _prepare_experiment(client: MlflowClient, home: Path, uri: str) -> None:
 def _create_experiment(client: MlflowClient, artifacts: str | None) -> None:
     """Create the experiment. A local database needs a lock, because only one process may create its schema."""
     try:
-        client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+        client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=EXPERIMENT_TAGS)
     except MlflowException:  # another process was faster
         if client.get_experiment_by_name(EXPERIMENT) is None:
             raise

@@ -1,6 +1,7 @@
 """Provenance of a run: commit, DVC experiment, uncommitted changes, and the commands that reproduce it."""
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -32,8 +33,8 @@ class GitError(Exception):
 def describe_training(root: Path, params: Params) -> TrainingSource:
     """The provenance of a training in the workspace."""
     tags, text = provenance_tags(root), (root / "params.yaml").read_text(encoding="utf-8")
-    name = run_name(root, text) or params_summary(params)
-    return TrainingSource(name, tags, reproduce_command(root, tags, text))
+    changes = run_name(root, text) or params_summary(params)
+    return TrainingSource(with_experiment(changes, tags), tags, reproduce_command(root, tags, text))
 
 
 def provenance_tags(root: Path) -> dict[str, str]:
@@ -80,14 +81,21 @@ def params_overrides(root: Path, commit: str, text: str) -> list[str]:
 def run_name(root: Path, text: str, commit: str = "HEAD") -> str:
     """The overrides in `text`, a params.yaml, that affect training, in at most 200 characters.
 
-    Empty if none do, or if the params of `commit` are unknown.
+    Keys of `model:` and `train:` are without their section, so that names differ early. Empty if there are none, or if
+    the params of `commit` are unknown.
     """
     try:
         overrides = params_overrides(root, commit, text) if commit else []
     except GitError:
         return ""
     training = [override for override in overrides if override.lstrip("+~").startswith(TRAINING_SECTIONS)]
-    return shorten(", ".join(training), 200, placeholder=" ...")
+    short = [re.sub(r"^([+~]?)(?:model|train)\.", r"\1", override) for override in training]
+    return shorten(", ".join(short), 200, placeholder=" ...")
+
+
+def with_experiment(name: str, tags: Mapping[str, str]) -> str:
+    """The name of a run, after that of its DVC experiment, if it is one."""
+    return ": ".join(filter(None, (tags.get("dvc_experiment", ""), name)))
 
 
 def reproduce_command(root: Path, provenance: Mapping[str, str], text: str, revision: str = "") -> str:

@@ -1,0 +1,34 @@
+"""`cifar-resnet export`: write a model as one ONNX file, for prediction without torch."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from cifar_resnet.errors import UserError
+
+NOTES = """\
+The input is uint8 images (N, 3, 32, 32). The outputs are logits and probabilities (N, 10). The normalization is inside.
+int8 is smaller and faster. Its ranges come from training images, so the project's prepared data must be there.
+`cifar-resnet predict --model FILE` needs only ONNX Runtime, not torch. docs/onnx.md has more."""
+
+
+def add_export_arguments(parser: ArgumentParser) -> None:
+    parser.epilog = NOTES
+    parser.add_argument("model", nargs="?", help="as in `cifar-resnet predict --model` (default: the same)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, ends in .onnx")
+    parser.add_argument("--precision", choices=("float32", "int8"), default="float32", help="default: %(default)s")
+
+
+def export_command(root: Path, arguments: Namespace) -> int:
+    if arguments.output.suffix != ".onnx":
+        raise UserError(f"--output {arguments.output}: the name must end in .onnx")
+    try:
+        from cifar_resnet.inference.onnx_export import export_model
+    except ModuleNotFoundError as error:
+        raise UserError(f"export needs {error.name}: pip install 'cifar-resnet[train,onnx]'") from None
+    from cifar_resnet.registry.load import find_model
+
+    with find_model(root, arguments.model) as model:
+        comparison = export_model(model.folder, arguments.output, precision=arguments.precision, root=root)
+    size = arguments.output.stat().st_size / 1e6
+    print(f"export: {model.name} -> {arguments.output}: {arguments.precision}, {size:.1f} MB; {comparison}")
+    return 0

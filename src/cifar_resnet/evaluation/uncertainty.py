@@ -1,0 +1,56 @@
+"""How far to trust one prediction, in a sentence, from the files that the evaluate stage writes."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_resnet.files import read_json
+from cifar_resnet.inference.familiarity import UNFAMILIAR_SHARE
+
+METRICS_FILE, TABLE_FILE = "metrics.json", "reliability.csv"
+MIN_IMAGES = 20  # of a bin of confidence; fewer say little
+UNFAMILIAR = (
+    "**This picture looks unlike the training images: do not rely on the answer.** The network knows ten classes and "
+    f"always answers with one of them. {UNFAMILIAR_SHARE:.0%} of the pictures of these classes look as unusual."
+)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What an evaluation says about a model's predictions.
+
+    Attributes:
+        bins: the rows of reliability.csv; empty without an evaluation.
+        familiarity_threshold: of metrics.json; None without an evaluation, and in early ones.
+    """
+
+    bins: list[dict[str, float]]
+    familiarity_threshold: float | None = None
+
+    def sentence(self, *, confidence: float, familiarity: float) -> str:
+        """A sentence for people, as Markdown; empty if nothing is known.
+
+        Args:
+            confidence: the calibrated probability of the predicted class.
+            familiarity: of the image, from its logits with test-time augmentation.
+        """
+        if self.familiarity_threshold is not None and familiarity < self.familiarity_threshold:
+            return UNFAMILIAR
+        large = [row for row in self.bins if row["images"] >= MIN_IMAGES]
+        if not large:
+            return ""
+        nearest = min(large, key=lambda row: abs(row["confidence"] - confidence))
+        return (
+            f"Of {nearest['images']:,.0f} test images with a confidence of about {nearest['confidence']:.0%}, "
+            f"{nearest['accuracy']:.0%} were classified correctly "
+            f"(95 % interval {nearest['accuracy_low']:.0%} to {nearest['accuracy_high']:.0%})."
+        )
+
+
+def read_reliability(evaluation: Path | None) -> Reliability:
+    """Read the metrics.json and reliability.csv of a model; without the folder or the files, nothing is known."""
+    if evaluation is None or not all((evaluation / name).exists() for name in (METRICS_FILE, TABLE_FILE)):
+        return Reliability([])
+    with (evaluation / TABLE_FILE).open(newline="", encoding="utf-8") as stream:
+        bins = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+    return Reliability(bins, read_json(evaluation / METRICS_FILE).get("familiarity_threshold"))

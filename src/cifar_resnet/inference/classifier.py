@@ -1,0 +1,44 @@
+"""Calibrated probabilities from the logits of a network, on any runtime; imports no runtime."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cifar_resnet.data.dataset import Pixels
+from cifar_resnet.inference.logits import Logits, augmented_logits, softmax
+
+SURE = 0.8  # below it, test-time augmentation; with all hold-out images above it, no class changed (docs/onnx.md)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network.
+
+    Attributes:
+        logits_fn: float32 (N, C) of uint8 (N, 3, 32, 32), without test-time augmentation; N is at most the batch size.
+        classes: their names, by label.
+        temperature: divisor of the logits without test-time augmentation.
+        temperature_tta: divisor of the logits with it.
+        mirrored: whether an image and its mirror image have the same logits.
+    """
+
+    logits_fn: Callable[[Pixels], Logits]
+    classes: tuple[str, ...]
+    temperature: float
+    temperature_tta: float
+    mirrored: bool
+
+    def probabilities(self, pixels: Pixels, *, batch_size: int) -> NDArray[np.float64]:
+        """Float64 (N, C) of uint8 (N, 3, 32, 32). Images whose first answer is unsure get test-time augmentation."""
+        batches = [pixels[start : start + batch_size] for start in range(0, len(pixels), batch_size)]
+        return np.concatenate([np.empty((0, len(self.classes))), *map(self._batch_probabilities, batches)])
+
+    def _batch_probabilities(self, pixels: Pixels) -> NDArray[np.float64]:
+        probabilities = softmax(self.logits_fn(pixels), self.temperature)
+        unsure = probabilities.max(axis=1) < SURE
+        if unsure.any():
+            logits = augmented_logits(self.logits_fn, pixels[unsure], mirrored=self.mirrored)
+            probabilities[unsure] = softmax(logits, self.temperature_tta)
+        return probabilities

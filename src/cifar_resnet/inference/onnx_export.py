@@ -1,0 +1,98 @@
+"""Export a saved model to one ONNX file, compared with torch before it is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import torch
+
+from cifar_resnet.data.dataset import Pixels
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import atomic_write, file_hash
+from cifar_resnet.inference.onnx_file import Metadata
+from cifar_resnet.inference.onnx_graph import build_graph
+from cifar_resnet.inference.onnx_quantize import quantize
+from cifar_resnet.inference.onnx_session import open_exported
+from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.models.resnet import ResNet
+from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model
+from cifar_resnet.params.schema import ModelParams
+
+Precision = Literal["float32", "int8"]
+LICENSE = "MIT"
+TRAIN_IMAGES = "data/prepared/train_images.npy"
+NUM_CALIBRATION, NUM_COMPARED = 300, 200  # training images
+MAX_DIFFERENCE = 1e-3  # of a logit, in float32; typical logits are 1 to 10 and differ by 1e-5
+MIN_AGREEMENT = 0.9  # share of images to which int8 gives the same class
+
+
+@dataclass(frozen=True)
+class ExportComparison:
+    """An exported file and torch in float32, on the same images.
+
+    Attributes:
+        difference: the largest of a logit.
+        agreement: share of images with the same class.
+        images: number and kind of images.
+    """
+
+    difference: float
+    agreement: float
+    images: str
+
+    def __str__(self) -> str:
+        return (f"largest difference of a logit from torch {self.difference:.2g}, same class for {self.agreement:.1%} "
+                f"of {self.images}")  # fmt: skip
+
+
+def export_model(folder: Path, output: Path, *, precision: Precision, root: Path) -> ExportComparison:
+    """Write the model in `folder` to the file `output`, atomically, after a comparison with torch.
+
+    Args:
+        root: the project, whose training images calibrate int8 and are compared. Without them, float32 is compared on
+            noise.
+
+    Raises:
+        UserError: if the model cannot be used, if int8 has no training images, or if the outputs differ too much.
+    """
+    model, config = load_model(folder, torch.device("cpu"))
+    calibration, compared = read_train_images(root)
+    if precision == "int8" and not len(calibration):
+        raise UserError(f"{TRAIN_IMAGES}: not found; int8 needs training images: `dvc repro preprocess` writes them")
+    graph = build_graph(model, ModelParams(**config["architecture"]), fitted_temperature(config, augmented=False))
+    graph = quantize(graph, calibration) if precision == "int8" else graph
+    metadata = Metadata(
+        classes=config["classes"], mirrored=model.mirrored, precision=precision, license=LICENSE,
+        temperature=fitted_temperature(config, augmented=False),
+        temperature_tta=fitted_temperature(config, augmented=True),
+        weights_md5=file_hash(folder / WEIGHTS_FILE), provenance=config.get("provenance", {}),
+    )  # fmt: skip
+    onnx.helper.set_model_props(graph, metadata.to_strings())
+    onnx.checker.check_model(graph, full_check=True)
+    with atomic_write(output) as temporary:
+        onnx.save(graph, temporary)
+        kind = "training images" if len(calibration) else "images of noise"
+        comparison = compare_with_torch(temporary, model, compared, kind)
+        if comparison.agreement < MIN_AGREEMENT or (precision == "float32" and comparison.difference > MAX_DIFFERENCE):
+            raise UserError(f"{folder}: the exported model is too different, nothing is written ({comparison})")
+    return comparison
+
+
+def read_train_images(root: Path) -> tuple[Pixels, Pixels]:
+    """Images for the calibration and others for the comparison; without training images, none and noise."""
+    if not (root / TRAIN_IMAGES).is_file():
+        noise = np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3, 32, 32), np.uint8)
+        return noise[:0], noise
+    pixels = np.load(root / TRAIN_IMAGES, mmap_mode="r", allow_pickle=False)[: NUM_CALIBRATION + NUM_COMPARED]
+    num_calibration = len(pixels) * NUM_CALIBRATION // (NUM_CALIBRATION + NUM_COMPARED)
+    return np.array(pixels[:num_calibration]), np.array(pixels[num_calibration:])
+
+
+def compare_with_torch(path: Path, model: ResNet, pixels: Pixels, kind: str) -> ExportComparison:
+    classifier, _ = open_exported(path)
+    exported = classifier.logits_fn(pixels)
+    logits = predict_logits(model, pixels, batch_size=len(pixels), precision=torch.float32).numpy()
+    agreement = float(np.mean(exported.argmax(axis=1) == logits.argmax(axis=1)))
+    return ExportComparison(float(np.abs(exported - logits).max()), agreement, f"{len(pixels)} {kind}")

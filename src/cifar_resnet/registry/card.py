@@ -1,0 +1,210 @@
+"""The model card: a page in Markdown about a model, from its params and results; also its description in MLflow."""
+
+import csv
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cifar_resnet.files import read_json
+from cifar_resnet.params.overrides import to_hydra
+from cifar_resnet.params.schema import TrainParams
+
+CARD_FILE = "model-card.md"
+TABLES = ("class_scores", "confused_pairs", "corruptions")
+SAME_RESULT = {"device", "precision", "processes"}  # keys of `train` that say where, not how
+MAX_CHARACTERS = 5000  # of a description in MLflow on PostgreSQL
+INTENDED_USE = """## Intended use
+
+Teaching, comparing training methods, and trying MLOps tools on a small task.
+Not for decisions that affect people, property or safety.
+"""
+GENERAL_LIMITS = """\
+- It answers every image with one of its ten classes, even if the image shows something else.
+- It sees 32x32 pixels. Larger photos are reduced, and details are lost.
+- All figures are for CIFAR-10. Photos from other sources can be harder.
+- About 3.3 % of CIFAR-10's test images have near duplicates in its training part (Barz and Denzler, 2020).
+"""
+
+
+def model_card(
+    name: str,
+    config: dict[str, Any],
+    statistics: dict[str, Any],
+    metrics: dict[str, Any],
+    tables: dict[str, list[dict[str, str]]],
+    recipe: TrainParams,
+) -> str:
+    """The card of the model `name`. Equal results give an equal card, apart from the duration of the training.
+
+    Args:
+        config: the content of model.json.
+        statistics: the content of statistics.json.
+        metrics: the content of metrics.json.
+        tables: the rows of the tables TABLES of evaluate.
+        recipe: the params of the training.
+    """
+    sections = [
+        _summary(name, config, metrics),
+        _data(statistics),
+        _recipe(config, recipe),
+        _classes(tables["class_scores"]),
+        *([_corruptions(metrics, tables["corruptions"])] if tables["corruptions"] else []),
+        _calibration(config, statistics, metrics),
+        INTENDED_USE,
+        _limits(statistics, metrics, tables, recipe),
+    ]
+    return "\n".join(sections)
+
+
+def read_card(name: str, prepared: Path, model: Path, evaluation: Path, recipe: TrainParams) -> str:
+    """`model_card` from the folders that preprocess, train and evaluate write."""
+    tables = {table: read_table(evaluation / f"{table}.csv") for table in TABLES}
+    return model_card(
+        name,
+        read_json(model / "model.json"),
+        read_json(prepared / "statistics.json"),
+        read_json(evaluation / "metrics.json"),
+        tables,
+        recipe,
+    )
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header; an empty file has none."""
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    rows = [
+        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], decimals=2)),
+        (
+            "with test-time augmentation",
+            _percent(metrics["accuracy_tta"], 2),
+            _interval(*metrics["accuracy_interval_tta"], decimals=2),
+        ),
+    ]
+    if "mean_corruption_accuracy" in metrics:
+        rows.append(("plain, corrupted images (mean)", _percent(metrics["mean_corruption_accuracy"]), ""))
+    return (
+        f"# Model card: {name}\n\n"
+        f"A residual network that assigns a color image of 32x32 pixels to one of {len(config['classes'])} classes.\n"
+        f"It has {metrics['parameters']:,} parameters and needs {metrics['multiply_adds'] / 1e6:,.0f} million "
+        "multiply-adds per image.\n\n" + _table(("prediction", "test accuracy", "95 % interval"), rows)
+    )
+
+
+def _data(statistics: dict[str, Any]) -> str:
+    counts = ", ".join(f"{count:,} {split}" for split, count in statistics["images"].items() if count)
+    return (
+        f"## Data\n\nCIFAR-10 ({counts} images), equally many of each class.\n"
+        "The weights were fitted to the train images only.\n"
+        f"The classes: {', '.join(statistics['classes'])}.\n"
+    )
+
+
+def _recipe(config: dict[str, Any], recipe: TrainParams) -> str:
+    provenance, seconds = config["provenance"], config["provenance"]["seconds"]
+    settings = recipe.model_dump(exclude=SAME_RESULT)
+    machine = f"{provenance['cpu']}, {provenance['threads']} threads, {provenance['precision']}"
+    return (
+        f"## Recipe\n\nTrained for {recipe.epochs} epochs, in {seconds / 60:,.1f} min ({machine}).\n\n"
+        f"```\n{_settings('model', config['architecture'])}\n{_settings('train', settings)}\n```\n"
+    )
+
+
+def _settings(section: str, values: dict[str, Any]) -> str:
+    words = " ".join(f"{key}={to_hydra(value)}" for key, value in values.items())
+    return textwrap.fill(f"{section}: {words}", 100, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _classes(scores: list[dict[str, str]]) -> str:
+    rows = [
+        (
+            row["class"],
+            _percent(row["recall"]),
+            _interval(row["recall_low"], row["recall_high"]),
+            _percent(row["precision"]),
+        )
+        for row in scores
+    ]
+    return (
+        "## Accuracy per class\n\n"
+        "Recall: share of the class's images that are recognized. Precision: share of such answers that are right.\n\n"
+        + _table(("class", "recall", "95 % interval", "precision"), rows)
+    )
+
+
+def _corruptions(metrics: dict[str, Any], corruptions: list[dict[str, str]]) -> str:
+    rows = [
+        (_words(row["corruption"]), *(_percent(row[key]) for key in ("mean", "severity_1", "severity_5")))
+        for row in sorted(corruptions, key=lambda row: float(row["mean"]))
+    ]
+    return (
+        "## Accuracy under corruption\n\n"
+        f"Without corruption, the accuracy on these images is {_percent(metrics['corruption_baseline_accuracy'])}.\n\n"
+        + _table(("corruption", "mean of five severities", "mildest", "strongest"), rows)
+    )
+
+
+def _calibration(config: dict[str, Any], statistics: dict[str, Any], metrics: dict[str, Any]) -> str:
+    held_out = statistics["images"]["validation"]
+    error = 100 * metrics["expected_calibration_error"]
+    before = 100 * metrics["expected_calibration_error_uncalibrated"]
+    fitted = (
+        f"The logits are divided by a temperature of {config['temperature']:g}, fitted on the {held_out:,} validation "
+        f"images.\nConfidence and accuracy then differ by {error:.1f} points on average, {before:.1f} without it.\n"
+        if held_out
+        else "No images were held out, so the probabilities are not calibrated.\n"
+        f"Confidence and accuracy differ by {error:.1f} points on average.\n"
+    )
+    prefix = "selective_accuracy_"
+    rows = [
+        (f"{key.removeprefix(prefix)} %", _percent(value)) for key, value in metrics.items() if key.startswith(prefix)
+    ]
+    return f"## Calibration\n\n{fitted}The most confident answers are more often right:\n\n" + _table(
+        ("share of the images", "accuracy"), [*rows, ("100 %", _percent(metrics["accuracy"]))]
+    )
+
+
+def _limits(
+    statistics: dict[str, Any],
+    metrics: dict[str, Any],
+    tables: dict[str, list[dict[str, str]]],
+    recipe: TrainParams,
+) -> str:
+    weakest = min(tables["class_scores"], key=lambda row: float(row["recall"]))
+    lines = [f"- The weakest class is {weakest['class']}, with {_percent(weakest['recall'])} of its images recognized."]
+    pairs = [row for row in tables["confused_pairs"] if int(row["images"])]
+    if pairs:
+        true, predicted, count = pairs[0]["true"], pairs[0]["predicted"], int(pairs[0]["images"])
+        total = statistics["images_per_class"]["test"][true]
+        lines.append(f"- Its most frequent mistake: {count:,} of {total:,} images of class {true} become {predicted}.")
+    if tables["corruptions"]:
+        worst = min(tables["corruptions"], key=lambda row: float(row["mean"]))
+        before = _percent(metrics["corruption_baseline_accuracy"])
+        lines.append(
+            f"- The weakest corruption is {_words(worst['corruption'])}: "
+            f"{_percent(worst['mean'])} instead of {before} are right."
+        )
+    lines.append(f"- One training with seed {recipe.seed}. Another seed gives a slightly different accuracy.")
+    return "## Limits\n\n" + "\n".join(lines) + "\n" + GENERAL_LIMITS
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _percent(share: float | str, decimals: int = 1) -> str:
+    return f"{100 * float(share):.{decimals}f} %"
+
+
+def _interval(low: float | str, high: float | str, *, decimals: int = 1) -> str:
+    return f"{100 * float(low):.{decimals}f} to {100 * float(high):.{decimals}f} %"
+
+
+def _words(name: str) -> str:
+    """jpeg -> JPEG, gaussian_noise -> gaussian noise."""
+    return "JPEG" if name == "jpeg" else name.replace("_", " ")

@@ -1,0 +1,43 @@
+"""What a version of the registry is judged by: readable values in tags of their own, all others packed into one tag."""
+
+import base64
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+from mlflow.entities.model_registry import ModelVersion
+
+from cifar_resnet.evaluation.significance import CorrectMask
+
+EVIDENCE_TAG = "evidence"
+READABLE_TAGS = ("accuracy", "accuracy_tta", "parameters", "git_commit", "dvc_experiment")
+
+
+def pack_evidence(values: dict[str, str]) -> dict[str, str]:
+    """The tags of a version: one for each of READABLE_TAGS, and one with all other values as JSON.
+
+    A version is created together with its tags, so it is never without its evidence.
+    """
+    readable = {key: values[key] for key in READABLE_TAGS if key in values}
+    others = {key: value for key, value in values.items() if key not in readable}
+    return readable | {EVIDENCE_TAG: json.dumps(others)}
+
+
+def read_evidence(version: ModelVersion) -> dict[str, Any]:
+    """All values of a version. Versions of earlier code have each value in a tag of its own."""
+    packed: dict[str, Any] = json.loads(version.tags.get(EVIDENCE_TAG, "{}"))
+    values: dict[str, Any] = version.tags | packed
+    return values
+
+
+def encode_mask(correct: CorrectMask) -> str:
+    """Encode which images are classified correctly, bool (N,), as text for a tag; 10,000 images need about 1 kB."""
+    return f"{len(correct)}:{base64.b64encode(zlib.compress(np.packbits(correct).tobytes(), 9)).decode()}"
+
+
+def decode_mask(text: str) -> CorrectMask:
+    """The inverse of `encode_mask`."""
+    count, packed = text.split(":")
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
+    return np.unpackbits(bits, count=int(count)).astype(bool)

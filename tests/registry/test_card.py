@@ -1,0 +1,80 @@
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from cifar_resnet.params.file import load_params
+from cifar_resnet.params.schema import TrainParams
+from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, model_card, read_card, read_table
+
+FOLDERS = tuple(ROOT / "data" / name for name in ("prepared", "model", "evaluation"))
+RECIPE = load_params(ROOT / "params.yaml").train
+STATISTICS, CONFIG, METRICS = (
+    json.loads((folder / name).read_text())
+    for folder, name in zip(FOLDERS, ("statistics.json", "model.json", "metrics.json"), strict=True)
+)
+ROWS = {name: read_table(FOLDERS[2] / f"{name}.csv") for name in TABLES}
+
+
+def card(
+    config: dict[str, Any] = CONFIG,
+    statistics: dict[str, Any] = STATISTICS,
+    metrics: dict[str, Any] = METRICS,
+    tables: dict[str, Any] = ROWS,
+    recipe: TrainParams = RECIPE,
+) -> str:
+    return model_card("cifar10-resnet", config, statistics, metrics, tables, recipe)
+
+
+def test_the_committed_card_is_that_of_the_committed_results() -> None:
+    committed = (ROOT / "data/registry/model-card.md").read_text(encoding="utf-8")
+    assert committed == read_card("cifar10-resnet", *FOLDERS, RECIPE), "run `dvc repro register`"
+
+
+def test_the_card_fits_in_a_description_of_mlflow_on_postgresql() -> None:
+    assert len(card()) <= MAX_CHARACTERS
+
+
+def test_the_limits_are_those_of_the_results() -> None:
+    tables = {
+        "class_scores": [row | {"recall": "0.71" if row["class"] == "ship" else "0.9"} for row in ROWS["class_scores"]],
+        "confused_pairs": [{"true": "ship", "predicted": "airplane", "images": "123"}],
+        "corruptions": [row | {"mean": "0.31" if row["corruption"] == "fog" else "0.8"} for row in ROWS["corruptions"]],
+    }
+    limits = card(tables=tables, recipe=RECIPE.model_copy(update={"seed": 7})).split("## Limits")[1]
+    assert "The weakest class is ship, with 71.0 % of its images recognized." in limits
+    assert "123 of 1,000 images of class ship become airplane" in limits
+    assert "The weakest corruption is fog: 31.0 % instead of" in limits
+    assert "One training with seed 7" in limits
+
+
+def test_run_commit_and_speed_do_not_change_the_card() -> None:
+    config, metrics = copy.deepcopy(CONFIG), dict(METRICS)
+    config["provenance"] |= {"mlflow_run": "0" * 32, "git_commit": "0" * 40, "params": "0" * 32, "peak_memory_gb": 9.0}
+    metrics |= {"mlflow_run": "0" * 32, "images_per_second": 1.0, "latency_milliseconds": 9.0, "model_bytes": 1}
+    recipe = RECIPE.model_copy(update={"device": "cuda", "processes": 2})
+    assert card(config=config, metrics=metrics, recipe=recipe) == card()
+
+
+def test_without_corruptions_the_card_has_no_section_about_them() -> None:
+    names = ("mean_corruption_accuracy", "corruption_baseline_accuracy")
+    metrics = {name: value for name, value in METRICS.items() if name not in names}
+    text = card(metrics=metrics, tables=ROWS | {"corruptions": []})
+    assert "corrupt" not in text
+
+
+def test_without_a_hold_out_the_card_says_that_nothing_is_calibrated() -> None:
+    statistics = copy.deepcopy(STATISTICS)
+    statistics["images"] |= {"train": 50_000, "validation": 0}
+    text = card(config=CONFIG | {"temperature": 1.0}, statistics=statistics)
+    assert "CIFAR-10 (50,000 train, 10,000 test images)" in text
+    assert "No images were held out, so the probabilities are not calibrated." in text
+
+
+@pytest.mark.parametrize("content", ["", "class,recall\ncat,0.5\n"])
+def test_a_table_is_read_and_an_empty_file_has_no_rows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "table.csv").write_text(content)
+    assert read_table(tmp_path / "table.csv") == ([{"class": "cat", "recall": "0.5"}] if content else [])
