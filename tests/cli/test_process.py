@@ -1,5 +1,6 @@
 """The installed command as a process: exit codes, messages, and what it imports."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -34,8 +36,8 @@ def run(folder: Path, command: list[str], *arguments: object, **environment: str
     return done.returncode, done.stdout, done.stderr
 
 
-def test_exit_codes_distinguish_all_some_and_no_images(project: Path, photos: Path) -> None:
-    model = ("--model", project / "data/model")
+def test_exit_codes_distinguish_all_some_and_no_images(model_path: Path, photos: Path) -> None:
+    model = ("--model", model_path)
     assert run(photos, SCRIPT, "predict", "a.png", *model)[0] == 0
     assert run(photos, SCRIPT, "predict", ".", *model)[0] == 3
     code, _, stderr = run(photos, SCRIPT, "predict", "bad.png", *model)
@@ -44,11 +46,11 @@ def test_exit_codes_distinguish_all_some_and_no_images(project: Path, photos: Pa
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_any_file_name_is_printed_in_any_encoding(project: Path, photos: Path, encoding: str) -> None:
+def test_any_file_name_is_printed_in_any_encoding(model_path: Path, photos: Path, encoding: str) -> None:
     for name in ("Käse.png", "日本.png", "\udcff.png"):
         shutil.copy(photos / "a.png", photos / name)
     for output_format in ("table", "csv", "json"):
-        command = [*SCRIPT, "predict", ".", "--model", str(project / "data/model"), "--format", output_format]
+        command = [*SCRIPT, "predict", ".", "--model", str(model_path), "--format", output_format]
         done = subprocess.run(
             command, cwd=photos, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=False
         )
@@ -89,6 +91,35 @@ def test_help_and_usage_import_nothing_heavy(tmp_path: Path, arguments: list[str
     imported = set(stdout.splitlines()[-1].split())
     assert "cifar_resnet" in imported
     assert imported & HEAVY == set()
+
+
+@pytest.mark.parametrize("model", ["the file", "the folder"])
+def test_an_exported_file_predicts_like_torch_without_loading_it(
+    project: Path, exported: Path, photos: Path, model: str
+) -> None:
+    """The folder holds the weights too; the metadata of the file beside them says int8, which is faster than torch."""
+    folder = photos / "model"
+    shutil.copytree(project / "data/model", folder)
+    graph = onnx.load(exported)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props} | {"precision": '"int8"'}
+    onnx.helper.set_model_props(graph, metadata)
+    onnx.save(graph, folder / "model.onnx")
+    code = "import atexit, sys; atexit.register(lambda: print(*sorted({name.split('.')[0] for name in sys.modules})))"
+    code += "; from cifar_resnet.cli.main import run_cli; run_cli()"
+    requested = folder / "model.onnx" if model == "the file" else folder
+    arguments = ("predict", "a.png", "--format", "json", "--top", "10", "--output", "out.json", "--device", "cpu")
+    code_of_exit, stdout, stderr = run(photos, [sys.executable, "-c", code], *arguments, "--model", requested)
+    assert code_of_exit == 0, stderr
+    imported = set(stdout.splitlines()[-1].split())
+    assert "onnxruntime" in imported
+    assert imported & {"torch", "mlflow", "scipy", "pydantic", "ruamel", "onnx", "rich"} == set()
+    [answer] = json.loads((photos / "out.json").read_text())
+    (folder / "model.onnx").unlink()
+    assert run(photos, SCRIPT, *arguments, "--model", folder)[0] == 0
+    [expected] = json.loads((photos / "out.json").read_text())
+    for ours, theirs in zip(answer["classes"], expected["classes"], strict=True):
+        assert ours["label"] == theirs["label"]
+        assert abs(ours["confidence"] - theirs["confidence"]) < 0.02  # torch may compute in bfloat16
 
 
 def test_the_completion_script_names_the_commands(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from cifar_resnet.data import cifar10
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import image_reader, predictions, predictor
+from cifar_resnet.inference import classifier, image_reader, predictions, predictor
+from cifar_resnet.inference.backend import load_classifier
 from cifar_resnet.inference.image_reader import Chunk
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictions import Counts, Prediction
@@ -33,15 +34,23 @@ def write(output_format: str, *rows: Prediction) -> str:
     return stream.getvalue()
 
 
-def test_predictions_are_the_likeliest_classes_of_the_augmented_logits(project: Path) -> None:
+def test_predictions_are_the_likeliest_classes_with_views_of_unsure_images(project: Path, model_path: Path) -> None:
     chunks = [Chunk(["a"], PIXELS[:1], ["bad.png: broken"], 2), Chunk(list("bcd"), PIXELS[1:4], [], 3)]
     counts = Counts()
     folder, target = project / "data/model", select_device()
-    results = list(predictions.predict_images(folder, chunks, counts, target=target, strict=False, batch_size=4, top=3))
+    loaded = load_classifier(model_path)
+    results = list(predictions.predict_images(loaded, chunks, counts, strict=False, batch_size=4, top=3))
     model, config = saved_model.load_model(folder, target)
     precision, _ = select_dtype("auto", target)
-    logits = predictor.predict_logits(model, PIXELS[:4], batch_size=4, precision=precision, augmented=True).numpy()
-    for index, (prediction, row) in enumerate(zip(results, softmax(logits, config["temperature_tta"]), strict=True)):
+    plain, augmented = (
+        softmax(
+            predictor.predict_logits(model, PIXELS[:4], batch_size=4, precision=precision, augmented=tta).numpy(),
+            saved_model.fitted_temperature(config, augmented=tta),
+        )
+        for tta in (False, True)
+    )
+    expected = np.where(plain.max(axis=1, keepdims=True) < classifier.SURE, augmented, plain)
+    for index, (prediction, row) in enumerate(zip(results, expected, strict=True)):
         assert (prediction.index, prediction.file) == (index, "abcd"[index])
         assert prediction.labels == np.argsort(-row)[:3].tolist()
         assert prediction.class_names == [config["classes"][label] for label in prediction.labels]
@@ -62,16 +71,18 @@ def test_skipped_and_ignored_files_are_counted_in_one_line(counts: Counts, text:
     assert counts.skipped_text() == text
 
 
-def test_a_higher_temperature_tta_lowers_confidences(project: Path, tmp_path: Path) -> None:
+def test_a_higher_temperature_tta_lowers_confidences(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "SURE", 1.1)  # every image gets test-time augmentation
     config = json.loads((project / "data/model/model.json").read_text())
     (tmp_path / "model.safetensors").symlink_to(project / "data/model/model.safetensors")
 
     def confidences(temperature: float) -> list[float]:
         (tmp_path / "model.json").write_text(json.dumps(config | {"temperature": 9.0, "temperature_tta": temperature}))
         chunks = [Chunk(["a"] * 4, PIXELS[:4], [])]
-        results = predictions.predict_images(
-            tmp_path, chunks, Counts(), target=select_device(), strict=True, batch_size=4
-        )
+        loaded = load_classifier(tmp_path)
+        results = predictions.predict_images(loaded, chunks, Counts(), strict=True, batch_size=4)
         return [prediction.confidences[0] for prediction in results]
 
     assert all(higher < lower for higher, lower in zip(confidences(2.0), confidences(1.0), strict=True))
@@ -97,13 +108,13 @@ def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) 
     )
     pixels = np.tile(PIXELS, (60, 1, 1, 1))
     np.save(tmp_path / "a.npy", pixels)
-    target = select_device()
+    loaded, target = load_classifier(tmp_path), select_device()
     model, _ = saved_model.load_model(tmp_path, target)
     precision, _ = select_dtype("auto", target)
 
     def network_share() -> float:
         chunks, stream = image_reader.read_images(["a.npy"], tmp_path, batch_size=200), StringIO()
-        rows = predictions.predict_images(tmp_path, chunks, Counts(), target=target, strict=True, batch_size=200)
+        rows = predictions.predict_images(loaded, chunks, Counts(), strict=True, batch_size=200)
         predictions.write_predictions_csv(stream, islice(rows, 200))  # loads the model and warms it up
         start = time.process_time()
         predictions.write_predictions_csv(stream, rows)
@@ -118,12 +129,12 @@ def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) 
 def test_a_read_error_with_strict_and_no_image_at_all_are_errors(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, target = project / "data/model", select_device()
+    loaded = load_classifier(project / "data/model")
     unreadable = Chunk([], PIXELS[:0], ["bad.png: broken"])
     with pytest.raises(UserError, match=r"^bad.png: broken$"):
-        list(predictions.predict_images(folder, [unreadable], Counts(), target=target, strict=True, batch_size=4))
+        list(predictions.predict_images(loaded, [unreadable], Counts(), strict=True, batch_size=4))
     with pytest.raises(UserError, match="no image to predict"):
-        list(predictions.predict_images(folder, [unreadable], Counts(), target=target, strict=False, batch_size=4))
+        list(predictions.predict_images(loaded, [unreadable], Counts(), strict=False, batch_size=4))
     assert capsys.readouterr().err == "skipped: bad.png: broken\n"
 
 

@@ -3,6 +3,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,8 +16,8 @@ from conftest import tiny_images
 from mlflow.pyfunc import scoring_server
 from PIL import Image
 
-from cifar_resnet.device import select_device
-from cifar_resnet.inference import image_decoder
+from cifar_resnet.inference import classifier, image_decoder
+from cifar_resnet.inference.backend import load_classifier
 from cifar_resnet.inference.image_reader import Chunk
 from cifar_resnet.inference.predictions import Counts, predict_images
 from cifar_resnet.registry import served_model
@@ -150,11 +151,12 @@ def test_no_error_repeats_the_body_of_a_request(
     assert reason in response
 
 
-def test_the_temperature_of_the_config_divides_the_logits(project: Path) -> None:
+def test_the_temperature_divides_the_logits(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "SURE", 0.0)  # no image gets test-time augmentation
     model = mlflow.pyfunc.load_model(f"models:/{model_name(project)}").unwrap_python_model()
-    model.config["temperature_tta"] = 1.0
+    model.classifier = replace(model.classifier, temperature=1.0)
     first_records = model.predict(None, RAW)
-    model.config["temperature_tta"] = 2.0
+    model.classifier = replace(model.classifier, temperature=2.0)
     second_records = model.predict(None, RAW)
     for first, second in zip(first_records, second_records, strict=True):
         assert first["label"] == second["label"]
@@ -187,7 +189,7 @@ def test_the_served_model_predicts_like_the_predict_command_at_the_same_temperat
     served.load_context(context)
     records = served.predict(context, PIXELS.transpose(0, 2, 3, 1))
     chunks = [Chunk(["image"] * 10, PIXELS, [])]
-    predictions = predict_images(tmp_path, chunks, Counts(), target=select_device(), strict=True, batch_size=10)
+    predictions = predict_images(load_classifier(tmp_path), chunks, Counts(), strict=True, batch_size=10)
     for record, expected in zip(records, predictions, strict=True):
         assert (record["label"], record["class_name"]) == (expected.labels[0], expected.class_names[0])
         assert max(record["probabilities"]) == pytest.approx(expected.confidences[0])
