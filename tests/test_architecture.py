@@ -161,7 +161,9 @@ def test_the_registered_model_requires_the_packages_that_its_code_imports() -> N
         todo |= own_imports(MODULES[module]) - modules
     imports = {name.split(".")[0] for module in modules for name in imports_of(MODULES[module])}
     external = imports - sys.stdlib_module_names - {"cifar_resnet", "psutil"}  # psutil: on Windows only
-    assert set(versions.PIP_REQUIREMENTS) | {"onnxruntime"} == {packages.get(name, name) for name in external}
+    assert {*versions.PIP_REQUIREMENTS, versions.EXPORTED_REQUIREMENT} == {
+        packages.get(name, name) for name in external
+    }
     assert len(versions.PIP_REQUIREMENTS) <= 7
 
 
