@@ -80,8 +80,8 @@ def table(parts: list[Part]) -> str:
 
 def box(axes: Axes, centre: tuple[float, float], size: tuple[float, float], text: str, colour: str) -> None:
     corner = centre[0] - size[0] / 2, centre[1] - size[1] / 2
-    style = {"boxstyle": "round,pad=0,rounding_size=0.8", "facecolor": colour, "edgecolor": "#555555"}
-    axes.add_patch(FancyBboxPatch(corner, *size, linewidth=1, **style))
+    shape = "round,pad=0,rounding_size=0.8"
+    axes.add_patch(FancyBboxPatch(corner, *size, boxstyle=shape, facecolor=colour, edgecolor="#555555", linewidth=1))
     axes.text(*centre, text, ha="center", va="center", fontsize=9.5, linespacing=1.35)
 
 
