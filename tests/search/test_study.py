@@ -220,6 +220,13 @@ def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -
             make_study(tmp_path, storage=storage)
         assert "secret" not in str(caught.value)
         assert "\n" not in str(caught.value)
-    with pytest.raises(UserError, match=r"there is no architecture in sqlite:///.*run `make search` first"):
-        Study(tmp_path, tiny_params())
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Path) -> None:
+    root = tmp_path / "it's a #1"
+    with pytest.raises(UserError) as caught:
+        Study(root, tiny_params())
+    message = f"search.study: there is no architecture in {root}/search.db; run `make search` first"
+    assert str(caught.value) == message
+    assert not root.exists()

@@ -20,19 +20,28 @@ def add_registry_arguments(parser: ArgumentParser) -> None:
 def registry_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.params.file import load_params
     from cifar_resnet.registry.add import add_pretrained
-    from cifar_resnet.registry.listing import change_champion, list_models
-    from cifar_resnet.tracking.client import connect, registry_lock
+    from cifar_resnet.registry.listing import change_champion, list_models, missing_model_error
+    from cifar_resnet.registry.reader import open_registry
+    from cifar_resnet.tracking.client import connect, registry_lock, require_mlflow
+    from cifar_resnet.tracking.location import display_uri, tracking_uri
 
-    policy = load_params(root / "params.yaml").register_
+    policy, address = load_params(root / "params.yaml").register_, display_uri(tracking_uri(root))
+    name = policy.model_name
     if arguments.action == "add":
         decision = add_pretrained(root, policy)
         outcome = "is the champion" if decision.champion else "is not the champion"
         print(f"add: {decision.model_name} version {decision.version} {outcome}: {decision.reason}")
-        return 0
-    client, name = connect(root), policy.model_name
-    if arguments.action == "list":
-        print(list_models(client, name))
-        return 0
-    with registry_lock(client, root):
-        print(change_champion(client, name, arguments))
+    elif arguments.action == "list" or arguments.dry_run:
+        with open_registry(root) as client:
+            if client is None:
+                raise missing_model_error(name, address)
+            with require_mlflow(client):
+                if arguments.action == "list":
+                    print(list_models(client, name, address))
+                else:
+                    print(change_champion(client, name, arguments, address))
+    else:
+        client = connect(root)
+        with registry_lock(client, root), require_mlflow(client):
+            print(change_champion(client, name, arguments, address))
     return 0

@@ -15,25 +15,26 @@ from cifar_resnet.registry.promotion import (
     promotion_history,
     set_champion,
 )
+from cifar_resnet.tracking.client import MISSING_RUN_ERRORS
 
 
-def list_models(client: MlflowClient, name: str) -> str:
+def list_models(client: MlflowClient, name: str, address: str) -> str:
     """A table of all versions, then every change of the champion.
 
     Raises:
         UserError: if no model of that name is registered.
     """
-    require_model(client, name)
+    require_model(client, name, address)
     return "\n".join([*version_lines(client, name), "", *history_lines(client, name)])
 
 
-def change_champion(client: MlflowClient, name: str, arguments: Namespace) -> str:
+def change_champion(client: MlflowClient, name: str, arguments: Namespace, address: str) -> str:
     """Promote a version or roll back, or with --dry-run only describe it, in one line.
 
     Raises:
         UserError: if the model or version does not exist, or there is no earlier champion.
     """
-    require_model(client, name)
+    require_model(client, name, address)
     version = arguments.version if arguments.action == "promote" else previous_champion(client, name)
     champion, candidate = get_champion(client, name), get_version(client, name, version)
     if champion is not None and int(champion.version) == version:
@@ -46,11 +47,17 @@ def change_champion(client: MlflowClient, name: str, arguments: Namespace) -> st
     return f"{arguments.action}: {change}: {arguments.why}"
 
 
-def require_model(client: MlflowClient, name: str) -> None:
+def require_model(client: MlflowClient, name: str, address: str) -> None:
     try:
         client.get_registered_model(name)
-    except MlflowException:
-        raise UserError(f"no model {name} is registered in {client.tracking_uri}; run `dvc repro register`") from None
+    except MlflowException as error:
+        if error.error_code not in MISSING_RUN_ERRORS:
+            raise
+        raise missing_model_error(name, address) from None
+
+
+def missing_model_error(name: str, address: str) -> UserError:
+    return UserError(f"no model {name} is registered in {address}; run `dvc repro register`")
 
 
 def version_lines(client: MlflowClient, name: str) -> list[str]:

@@ -9,7 +9,7 @@ import platform
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from cifar_resnet.search.space import (
     trial_params,
 )
 from cifar_resnet.search.trial import SearchTrial, TrialResult, retry_trial, trial_outcome, trial_result
-from cifar_resnet.tracking.location import project_home
+from cifar_resnet.tracking.location import display_uri, project_home
 
 IDENTITY_KEY = "made_with"
 SERVER_OPTIONS: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
@@ -87,7 +87,7 @@ class Study:
 
     def _open(self, *, create: bool) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
         try:
-            with self.lock():
+            with self.lock() if create else nullcontext():  # reading must not need the permission to write a lock
                 storage = self._create_storage()
                 if create:
                     return storage, self._load_or_create_study(storage)
@@ -95,17 +95,20 @@ class Study:
         except KeyError:
             raise self._missing_study_error() from None
         except Exception as error:
-            address = self.url.render_as_string(hide_password=True)
             message = " ".join(str(error.__cause__ or error).split())
-            message = message.replace(self.url.password or address, "***")[:200]
+            message = message.replace(self.url.password or self._address, "***")[:200]
             raise UserError(
-                f"search.storage: {address} cannot be used ({message}); start it, or name a database "
+                f"search.storage: {self._address} cannot be used ({message}); start it, or name a database "
                 "that the search has to itself"
             ) from None
 
+    @property
+    def _address(self) -> str:
+        return display_uri(self.url.render_as_string(hide_password=True))
+
     def _missing_study_error(self) -> UserError:
-        address = self.url.render_as_string(hide_password=True)
-        return UserError(f"search.study: there is no {self.params.search.study} in {address}; run `make search` first")
+        study = self.params.search.study
+        return UserError(f"search.study: there is no {study} in {self._address}; run `make search` first")
 
     def _create_storage(self) -> optuna.storages.RDBStorage:
         timeout = self.params.search.heartbeat_timeout_seconds
