@@ -7,6 +7,8 @@ stem, the head and the pooling before the head stay in float32.
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,11 @@ PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # says that batch no
 
 
 class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Training images in batches, as ONNX Runtime reads them."""
+    """Training images in batches of one size, which ONNX Runtime needs; a smaller last batch is left out."""
 
     def __init__(self, pixels: Pixels) -> None:
-        self.batches: Iterator[Pixels] = iter(np.split(pixels, range(BATCH_SIZE, len(pixels), BATCH_SIZE)))
+        size = min(BATCH_SIZE, len(pixels))
+        self.batches: Iterator[Pixels] = iter(np.split(pixels[: len(pixels) // size * size], len(pixels) // size))
 
     def get_next(self) -> dict[str, Pixels] | None:
         batch = next(self.batches, None)
@@ -41,7 +44,7 @@ def quantize(model: onnx.ModelProto, pixels: Pixels) -> onnx.ModelProto:
     """
     onnx.helper.set_model_props(model, PREPARED)
     float_nodes = [node.name for node in model.graph.node if not node.name.startswith(QUANTIZED_PREFIX)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # it prints its progress
         target = Path(folder, "int8.onnx")
         quantize_static(
             model, target, CalibrationImages(pixels), quant_format=QuantFormat.QDQ, nodes_to_exclude=float_nodes,
