@@ -30,7 +30,7 @@ FORCE:
 	  $(bin)/python .ci/install.py $(@F) && $(bin)/python .ci/portable_venv.py; }
 	@cp .venv/ready $@
 
-setup: .venv/ready ## create .venv with the pinned dependencies and this package
+setup: .venv/ready ## create .venv with the pinned dependencies and this package; the Makefile says how to get PyTorch for CPUs only
 	@echo "next: source $(bin)/activate && cifar-resnet predict photo.jpg (classifies your picture),"
 	@echo "      make demo (a page in the browser), make quick (a small experiment), make repro (the pipeline); make help lists all"
 
@@ -46,7 +46,7 @@ test: .venv/ready ## run every check: format, lint, types, tests
 test-faults: .venv/ready ## kill trainings in many ways and compare with uninterrupted ones, about 11 minutes
 	@pytest -m faults
 
-test-services: .venv/services postgresql chromium ## run the tests with real servers: models over HTTP, the demo in a browser, MLflow on PostgreSQL, several writers
+test-services: .venv/services postgresql chromium ## run the tests with real servers and a browser: models over HTTP, the demo, MLflow on PostgreSQL
 	@pytest -m services
 
 # Debian and Ubuntu install the programs of the server outside of PATH. What is missing is installed.

@@ -124,6 +124,6 @@ def test_every_command_of_cifar_resnet_that_a_page_names_is_accepted(page: Path)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_key_that_a_page_names_exists(page: Path) -> None:
     names = set(re.findall(rf"(?<![\w/.])(?:{'|'.join(SECTIONS)})\.\w+(?![\w/(])", text_of(page)))
-    files = {name for name in names if name.endswith((".json", ".safetensors", ".db"))}
+    files = {name for name in names if name.endswith((".json", ".safetensors", ".db", ".onnx"))}
     known = {f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys} | SEARCH_ONLY | MISSPELLED
     assert names - files <= known

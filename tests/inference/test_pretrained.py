@@ -86,13 +86,14 @@ def test_an_unsuitable_model_is_refused(
     assert not (root / "out").exists()
 
 
-def test_the_size_is_limited_and_old_files_are_removed(
+def test_the_size_is_limited_and_old_files_are_removed_but_not_folders(
     script: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (root / "out").mkdir()
+    (root / "out/examples").mkdir(parents=True)
     (root / "out/old.safetensors").touch()
     size = script.write_pretrained(root, "data/model", root / "out")
-    assert size == sum(path.stat().st_size for path in (root / "out").iterdir())
+    assert size == sum(path.stat().st_size for path in (root / "out").iterdir() if path.is_file())
+    assert (root / "out/examples").is_dir()
     assert not (root / "out/old.safetensors").exists()
     monkeypatch.setattr(script, "MAX_BYTES", size - 1)
     with pytest.raises(UserError, match=r"at most .* are allowed"):
@@ -100,12 +101,12 @@ def test_the_size_is_limited_and_old_files_are_removed(
 
 
 def test_the_shipped_weights_have_at_most_eleven_megabytes() -> None:
-    names = {path.name for path in pretrained.FOLDER.iterdir()}
+    names = {path.name for path in pretrained.FOLDER.iterdir() if path.is_file()}
     assert names == {
         *("model.safetensors", "model.json", "model-card.md"),
         *("metrics.json", "reliability.csv", "predictions.npz"),
     }
-    assert sum(path.stat().st_size for path in pretrained.FOLDER.iterdir()) <= 11_000_000
+    assert sum(path.stat().st_size for path in pretrained.FOLDER.rglob("*.*")) <= 11_000_000
 
 
 @pytest.mark.pipeline

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cifar_resnet.device import select_dtype
-from cifar_resnet.inference.backend import torch_classifier
+from cifar_resnet.inference.backend import faster_export, torch_classifier
 from cifar_resnet.models.saved_model import load_model
 
 
@@ -36,7 +36,8 @@ class Model:
         self.name, self.accuracy = name or str(folder), accuracy
         self.network, self.config = load_model(folder, target)
         self.precision, _ = select_dtype("auto", target)
-        self.classifier = torch_classifier(self.network, self.config, self.precision)
+        exported = faster_export(folder, "cpu") if target.type == "cpu" else None
+        self.classifier = exported or torch_classifier(self.network, self.config, self.precision)
 
     def __repr__(self) -> str:
         return f"Model({self.name!r}, accuracy={self.accuracy})"

@@ -29,7 +29,7 @@ MIN_AGREEMENT = 0.9  # share of images to which int8 gives the same class
 
 
 @dataclass(frozen=True)
-class ExportComparison:
+class ExportDifference:
     """An exported file and torch in float32, on the same images.
 
     Attributes:
@@ -47,7 +47,7 @@ class ExportComparison:
                 f"of {self.images}")  # fmt: skip
 
 
-def export_model(folder: Path, output: Path, *, precision: Precision, root: Path) -> ExportComparison:
+def export_model(folder: Path, output: Path, *, precision: Precision, root: Path) -> ExportDifference:
     """Write the model in `folder` to the file `output`, atomically, after a comparison with torch.
 
     Args:
@@ -90,9 +90,9 @@ def read_train_images(root: Path) -> tuple[Pixels, Pixels]:
     return np.array(pixels[:num_calibration]), np.array(pixels[num_calibration:])
 
 
-def compare_with_torch(path: Path, model: ResNet, pixels: Pixels, kind: str) -> ExportComparison:
+def compare_with_torch(path: Path, model: ResNet, pixels: Pixels, kind: str) -> ExportDifference:
     classifier, _ = open_exported(path)
     exported = classifier.logits_fn(pixels)
     logits = predict_logits(model, pixels, batch_size=len(pixels), precision=torch.float32).numpy()
     agreement = float(np.mean(exported.argmax(axis=1) == logits.argmax(axis=1)))
-    return ExportComparison(float(np.abs(exported - logits).max()), agreement, f"{len(pixels)} {kind}")
+    return ExportDifference(float(np.abs(exported - logits).max()), agreement, f"{len(pixels)} {kind}")
