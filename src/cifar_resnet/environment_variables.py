@@ -19,12 +19,12 @@ import sys
 from types import TracebackType
 
 # `git rev-parse --local-env-vars` without GIT_CONFIG_COUNT and GIT_CONFIG_PARAMETERS, which hold the user's
-# configuration; and two variables of git-push.
+# configuration; two variables of git-push; and one that Magit sets, with which Git takes `:(exclude)` for a file name.
 GIT_REPOSITORY_VARIABLES = (
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_IMPLICIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_PREFIX"),
     *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_CONFIG", "GIT_GRAFT_FILE", "GIT_SHALLOW_FILE"),
     *("GIT_NO_REPLACE_OBJECTS", "GIT_REPLACE_REF_BASE", "GIT_INTERNAL_SUPER_PREFIX"),
-    *("GIT_NAMESPACE", "GIT_QUARANTINE_PATH"),
+    *("GIT_NAMESPACE", "GIT_QUARANTINE_PATH", "GIT_LITERAL_PATHSPECS"),
 )
 for name in GIT_REPOSITORY_VARIABLES:
     os.environ.pop(name, None)

@@ -34,7 +34,7 @@ def read_only_project(project: Path) -> Iterator[Path]:
         shutil.copytree(project, root, ignore=shutil.ignore_patterns("raw", "prepared"))
         np.save(root / "images.npy", tiny_images(1, seed=3).pixels)
         finish_a_trial(root)
-        (root / "search.db.lock").unlink()
+        (root / "search.db.lock").unlink(missing_ok=True)
         for path in (Path(folder), root, *root.rglob("*")):
             path.chmod(0o555 if path.is_dir() else 0o444)
         yield root

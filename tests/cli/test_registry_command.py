@@ -124,5 +124,5 @@ def test_a_missing_version_or_model_is_an_error(root: Path) -> None:
     with pytest.raises(UserError, match=r"cifar10-resnet has no version 9; `make registry` lists the versions"):
         run(root, "promote", "9")
     write_params(root, register={"model_name": "other"})
-    with pytest.raises(UserError, match=r"no model other is registered in sqlite.*; run `dvc repro register`"):
+    with pytest.raises(UserError, match=r"no model other is registered in /.*mlflow\.db; run `dvc repro register`"):
         run(root, "list")

@@ -218,7 +218,8 @@ def hook_environment(repository: Path) -> dict[str, str]:
     return (
         dict(os.environ)
         | {name: str(repository / ".git" / path) for name, path in paths.items()}
-        | {"GIT_WORK_TREE": str(repository), "GIT_PREFIX": "", "PYTHONPATH": str(ROOT / "src")}
+        | {"GIT_WORK_TREE": str(repository), "GIT_PREFIX": "", "GIT_LITERAL_PATHSPECS": "1"}
+        | {"PYTHONPATH": str(ROOT / "src")}
     )
 
 
@@ -230,11 +231,16 @@ def test_in_a_hook_of_another_repository_the_project_is_described(root: Path, tm
 import cifar_resnet.environment_variables  # as every command and stage does
 from pathlib import Path
 from cifar_resnet.versioning.provenance import provenance_tags
-print(provenance_tags(Path.cwd())["git_commit"])
+tags = provenance_tags(Path.cwd())
+print(tags["git_commit"], tags["git_dirty"])
 """
+    (root / "dvc.lock").write_text("before")
+    git(root, "add", "--all")
+    git(root, "commit", "--quiet", "--message", "result")
+    (root / "dvc.lock").write_text("after")  # an output
     command = [sys.executable, "-c", script]
     tags = subprocess.run(command, cwd=root, env=hook_environment(other), capture_output=True, text=True, check=True)
-    assert tags.stdout.strip() == git(root, "rev-parse", "HEAD")
+    assert tags.stdout.split() == [git(root, "rev-parse", "HEAD"), "false"]
 
 
 def test_in_a_hook_of_another_repository_the_tests_do_not_change_it(root: Path) -> None:

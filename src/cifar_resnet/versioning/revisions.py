@@ -1,6 +1,8 @@
 """Revisions (workspace, Git commits, DVC experiments) and their files in Git and in DVC's cache."""
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.scm import SCMError
+from pygit2 import GitError
 
 from cifar_resnet.errors import UserError
 
@@ -24,6 +27,21 @@ class Revision:
     seconds: int
 
 
+@contextmanager
+def report_git_errors(root: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: if DVC's Git library refuses the repository, for example because another user owns it.
+    """
+    try:
+        yield
+    except GitError as error:
+        raise UserError(
+            f"Git cannot be used ({error}); if you trust the owner of the project, run "
+            f"`git config --global --add safe.directory {shlex.quote(str(root))}`"
+        ) from None
+
+
 def read_revision_file(root: Path, revision: str, path: str) -> bytes:
     """Read a file from the workspace, or from Git or DVC's cache.
 
@@ -33,7 +51,7 @@ def read_revision_file(root: Path, revision: str, path: str) -> bytes:
     try:
         if revision == WORKSPACE:
             return (root / path).read_bytes()
-        with dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
+        with report_git_errors(root), dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
             content: bytes = stream.read()
             return content
     except (OSError, DvcException, SCMError) as error:
@@ -48,7 +66,7 @@ def list_revisions(root: Path) -> list[Revision]:
         UserError: if `root` is not a DVC project in a Git repository with a commit.
     """
     try:
-        with Repo(str(root)) as repo:
+        with report_git_errors(root), Repo(str(root)) as repo:
             experiments = repo.experiments.ls(all_commits=True)
             head = repo.scm.get_rev()
             names = {head: "HEAD"} | {commit: commit[:7] for commit in experiments if commit != head}
@@ -95,7 +113,7 @@ def require_temporary_copies(root: Path) -> None:
         with Repo(str(root)) as repo:
             project, cache = str(repo.root_dir), str(repo.cache.local_cache_dir)
             files = [Path(repo.scm.root_dir, ".git/config"), Path(str(repo.dvc_dir), "config.local")]
-    except (DvcException, SCMError):
+    except (DvcException, SCMError, GitError):
         return  # no project, which DVC itself reports
     problem = "with which DVC cannot run experiments with --temp or --queue"
     advice = "rename the folder, or use `dvc exp run` without --temp"
