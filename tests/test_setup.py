@@ -184,18 +184,6 @@ def test_an_extra_is_installed_once_on_demand(make_project: Path) -> None:
     assert setup(make_project)[1] == []
 
 
-def test_the_ui_gets_the_address_of_the_database_as_it_is(make_project: Path) -> None:
-    git(make_project, "init", "--quiet")
-    assert setup(make_project)[0].returncode == 0
-    program = make_project / ".venv/bin/mlflow"
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
-    program.chmod(0o755)
-    (make_project / "my").mkdir()
-    for uri in ("sqlite:////my data/*.db", "sqlite:///m*/a&b.db"):
-        result = shell("make ui PYTHON=./fake_python", make_project, MLFLOW_TRACKING_URI=uri)
-        assert result.stdout.splitlines() == ["ui", "--host", "127.0.0.1", "--backend-store-uri", uri], result.stderr
-
-
 def test_make_in_a_hook_of_another_repository_addresses_this_project(make_project: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for folder in (make_project, other):

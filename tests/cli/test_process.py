@@ -125,4 +125,4 @@ def test_an_exported_file_predicts_like_torch_without_loading_it(
 def test_the_completion_script_names_the_commands(tmp_path: Path) -> None:
     code, stdout, _ = run(tmp_path, SCRIPT, "--print-completion", "bash")
     assert code == 0
-    assert "_subparsers=(predict compare search registry backfill)" in stdout
+    assert "_subparsers=(predict export demo compare search registry ui backfill)" in stdout

@@ -85,8 +85,8 @@ def test_a_copied_and_then_renamed_project_uses_its_own_artifacts(
     for root, old in ((copy, project), (renamed, copy)):
         if root == renamed:
             copy.rename(renamed)
-        with find_model(root, "champion") as (folder, _):  # reads, and does not change the database
-            assert folder.is_relative_to(root)
+        with find_model(root, "champion") as model:  # reads, and does not change the database
+            assert model.folder.is_relative_to(root)
         client = connect(root)
         assert capsys.readouterr().out.count("the project was moved or copied") == 1
         paths = stored_paths(root / "mlflow.db")
