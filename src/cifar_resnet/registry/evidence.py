@@ -26,7 +26,7 @@ def pack_evidence(values: dict[str, str]) -> dict[str, str]:
 
 def read_evidence(version: ModelVersion) -> dict[str, Any]:
     """All values of a version. Versions of earlier code have each value in a tag of its own."""
-    return dict(version.tags) | json.loads(version.tags.get(EVIDENCE_TAG, "{}"))
+    return {**version.tags, **json.loads(version.tags.get(EVIDENCE_TAG, "{}"))}
 
 
 def encode_mask(correct: CorrectMask) -> str:
