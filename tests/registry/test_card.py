@@ -10,7 +10,7 @@ from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import TrainParams
 from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, model_card, read_card, read_table
 
-FOLDERS = tuple(ROOT / "data" / name for name in ("prepared", "model", "evaluation"))
+FOLDERS = (ROOT / "data/prepared", ROOT / "data/model", ROOT / "data/evaluation")
 RECIPE = load_params(ROOT / "params.yaml").train
 STATISTICS, CONFIG, METRICS = (
     json.loads((folder / name).read_text())
