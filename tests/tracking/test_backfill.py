@@ -114,7 +114,7 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
         assert run["datasets"] == [tags["train_data"]] == ["d" * 32]
     (first, second) = (runs[run_id] for run_id in IDS.values())
     assert first["info"]["run_name"].startswith("seed 0, 3 epochs")
-    assert second["info"]["run_name"] == "epochs=4"
+    assert second["info"]["run_name"] == "longer: epochs=4"
     commit = first["data"][2]["git_commit"]
     assert f"git checkout {commit}\ndvc repro\n" in first["data"][2]["mlflow.note.content"]
     assert f"git checkout {commit}\ndvc exp run -S train.epochs=4\n" in second["data"][2]["mlflow.note.content"]

@@ -77,11 +77,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
     rows = [
-        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], 2)),
+        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], decimals=2)),
         (
             "with test-time augmentation",
             _percent(metrics["accuracy_tta"], 2),
-            _interval(*metrics["accuracy_interval_tta"], 2),
+            _interval(*metrics["accuracy_interval_tta"], decimals=2),
         ),
     ]
     if "mean_corruption_accuracy" in metrics:
@@ -200,7 +200,7 @@ def _percent(share: float | str, decimals: int = 1) -> str:
     return f"{100 * float(share):.{decimals}f} %"
 
 
-def _interval(low: float | str, high: float | str, decimals: int = 1) -> str:
+def _interval(low: float | str, high: float | str, *, decimals: int = 1) -> str:
     return f"{100 * float(low):.{decimals}f} to {100 * float(high):.{decimals}f} %"
 
 
