@@ -36,6 +36,7 @@ ENTRY_POINTS = {
     "scipy": {"evaluation", "inference.calibration"},
     "safetensors": {"models.saved_model"},
     "dvc": {"versioning.revisions"},
+    "pygit2": {"versioning.revisions"},
     "rich": {"progress"},
     "shtab": {"cli.main"},
     "gradio": {"cli.demo"},

@@ -58,7 +58,7 @@ for name, value in (("name", getpass.getuser()), ("email", f"{getpass.getuser()}
 
 TRAIN_PACKAGES = {  # of pyproject.toml's extra, as code imports them
     *("torch", "torchvision", "dvc", "mlflow", "optuna", "sklearn", "scipy", "ruamel", "pydantic", "safetensors"),
-    *("matplotlib", "psutil", "sqlalchemy", "filelock", "rich", "onnx"),
+    *("matplotlib", "psutil", "sqlalchemy", "filelock", "rich", "onnx", "pygit2"),
 }
 
 

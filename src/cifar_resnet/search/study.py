@@ -87,7 +87,7 @@ class Study:
 
     def _open(self, *, create: bool) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
         try:
-            with self.lock() if create else nullcontext():  # reading must not need the permission to write a lock
+            with self.lock() if create or self._can_lock else nullcontext():
                 storage = self._create_storage()
                 if create:
                     return storage, self._load_or_create_study(storage)
@@ -101,6 +101,11 @@ class Study:
                 f"search.storage: {self._address} cannot be used ({message}); start it, or name a database "
                 "that the search has to itself"
             ) from None
+
+    @property
+    def _can_lock(self) -> bool:
+        """Whether the lock can be written; reading works without it, but may find a study that is being created."""
+        return not self.is_local or os.access(Path(str(self.url.database)).parent, os.W_OK)
 
     @property
     def _address(self) -> str:
