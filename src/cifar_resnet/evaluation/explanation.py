@@ -9,10 +9,9 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.evaluation.uncertainty import Reliability
 from cifar_resnet.inference.attribution import heat_overlay, occlusion_map
 from cifar_resnet.inference.familiarity import familiarity
-from cifar_resnet.inference.logits import Logits, softmax
+from cifar_resnet.inference.logits import Logits
 from cifar_resnet.inference.model import Model
 from cifar_resnet.inference.predictor import predict_logits
-from cifar_resnet.models.saved_model import fitted_temperature
 
 BATCH_SIZE = 128
 
@@ -27,7 +26,7 @@ class Explanation:
 
 
 def explain(model: Model, reliability: Reliability, pixels: Pixels) -> Explanation:
-    """Predict one image, uint8 (3, 32, 32), with test-time augmentation, and explain the prediction without it."""
+    """Predict one image, uint8 (3, 32, 32), as `cifar-resnet predict` does, and explain the prediction."""
 
     def logits_fn(images: Pixels, *, augmented: bool = False) -> Logits:
         logits = predict_logits(
@@ -35,9 +34,9 @@ def explain(model: Model, reliability: Reliability, pixels: Pixels) -> Explanati
         )
         return np.asarray(logits)
 
-    logits = logits_fn(pixels[None], augmented=True)
-    (probabilities,) = softmax(logits, fitted_temperature(model.config, augmented=True))
+    (probabilities,) = model.predict(pixels[None]).probabilities
     label = int(probabilities.argmax())
-    trust = reliability.sentence(confidence=probabilities[label], familiarity=familiarity(logits).item())
+    score = familiarity(logits_fn(pixels[None], augmented=True)).item()
+    trust = reliability.sentence(confidence=probabilities[label], familiarity=score)
     heat = heat_overlay(pixels, occlusion_map(logits_fn, pixels, label))
     return Explanation(dict(zip(model.classes, probabilities.tolist(), strict=True)), trust, heat)
