@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data import cifar10
 from cifar_resnet.data.dataset import Images
+from cifar_resnet.inference import pretrained
 from cifar_resnet.params.file import Params, parse_yaml
 
 for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # under `make test`, a make in a test would print its folders
@@ -201,3 +202,10 @@ def tiny_pretrained(project: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("package") / "pretrained"
     load_script("benchmarks/pretrained.py").write_pretrained(project, "data/model", folder)
     return folder
+
+
+@pytest.fixture
+def shipped_pretrained(tiny_pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny pretrained weights, in place of those that come with the package."""
+    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
+    return tiny_pretrained

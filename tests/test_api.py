@@ -15,7 +15,6 @@ import cifar_resnet
 from cifar_resnet.cli.main import main
 from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.model import Model, Predictions
 
 PIXELS = tiny_images(1, seed=3).pixels
@@ -80,11 +79,10 @@ def test_a_named_model_predicts_what_the_command_predicts(
 def test_the_default_model_is_the_champion_then_data_model_then_the_pretrained_weights(
     project: Path,
     tmp_path: Path,
-    tiny_pretrained: Path,
+    shipped_pretrained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         champion = cifar_resnet.load()

@@ -1,4 +1,4 @@
-"""docs/results.md and docs/research.md against the committed files that their figures come from; their scripts."""
+"""README, docs/results.md and docs/research.md against the committed files with their figures; docs/published.py."""
 
 import csv
 import importlib.util
@@ -17,6 +17,7 @@ from cifar_resnet.evaluation.significance import mcnemar_test
 
 DOCS, EVALUATION = ROOT / "docs", ROOT / "data/evaluation"
 RESULTS, RESEARCH = ((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "research.md"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAININGS = rows(DOCS / "results/trainings.csv")
 PRESETS = {  # the name in the tables, and its trainings
     "default": ("default", "13", "AVX512-bf16"),
@@ -158,3 +159,25 @@ def test_predictions_that_cannot_be_compared_are_an_error(tmp_path: Path) -> Non
         script("published").read_own("predictions.csv")
     with pytest.raises(UserError, match=r"absent.csv: missing; run `dvc checkout`"):
         script("published").read_own(f"default={tmp_path / 'absent.csv'}")
+
+
+def test_readme_quotes_the_trainings_of_the_presets() -> None:
+    lines = []
+    for name, accuracies, times in (
+        ("default", "default, on AVX2", "default"),
+        ("`wide`", "wide", "wide"),
+        ("`record`", "record", "record"),
+    ):
+        trainings = trainings_of(accuracies)
+        columns = ([float(row[column]) for row in trainings] for column in ("test_accuracy", "test_accuracy_tta"))
+        minutes = mean(float(row["minutes"]) for row in trainings_of(times))
+        parameters = float(trainings[0]["parameters"]) / 1e6
+        lines.append([name, *map(with_spread, columns), f"{parameters:.1f} M", f"{minutes:.0f} min"])
+    assert_rows(README, lines)
+
+
+def test_readme_quotes_the_accuracy_under_slight_noise() -> None:
+    metrics = json.loads((EVALUATION / "metrics.json").read_text())
+    (noise,) = (row for row in rows(EVALUATION / "corruptions.csv") if row["corruption"] == "gaussian_noise")
+    clean, noisy = percent(metrics["corruption_baseline_accuracy"], 1), percent(float(noise["severity_1"]), 1)
+    assert f"falls from {clean} to {noisy}" in README

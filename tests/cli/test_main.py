@@ -15,7 +15,6 @@ from PIL import Image
 from cifar_resnet.cli import main as command
 from cifar_resnet.cli.predict import SOME_SKIPPED
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import pretrained
 from cifar_resnet.tracking.client import connect
 
 
@@ -140,11 +139,10 @@ def test_a_champion_without_files_is_replaced_by_the_model_of_the_workspace(
 def test_a_model_with_a_higher_test_accuracy_is_named_unless_the_user_has_named_one(
     project: Path,
     photos: Path,
-    tiny_pretrained: Path,
+    shipped_pretrained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
     root = photos.parent
     shutil.copytree(project / "data/model", root / "data/model")
     metrics = json.loads((project / "data/evaluation/metrics.json").read_text())

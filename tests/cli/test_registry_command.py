@@ -9,7 +9,6 @@ from mlflow import MlflowClient
 
 from cifar_resnet.cli.main import main
 from cifar_resnet.errors import UserError
-from cifar_resnet.inference import pretrained
 from cifar_resnet.registry.evidence import decode_mask, read_evidence
 from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.promotion import promotion_history, set_champion
@@ -71,10 +70,9 @@ def test_list_shows_every_version_with_its_evidence_and_the_history(
 
 
 def test_the_pretrained_weights_are_registered_once_with_their_evidence(
-    tiny_pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    shipped_pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
-    metrics, config = (json.loads((tiny_pretrained / name).read_text()) for name in ("metrics.json", "model.json"))
+    metrics, config = (json.loads((shipped_pretrained / name).read_text()) for name in ("metrics.json", "model.json"))
     write_params(tmp_path, register={"min_accuracy": metrics["accuracy"]})
     run(tmp_path, "add", "pretrained")
     assert f"add: {NAME} version 1 is the champion: there was no champion\n" in capsys.readouterr().out
@@ -85,10 +83,11 @@ def test_the_pretrained_weights_are_registered_once_with_their_evidence(
     assert float(evidence["accuracy"]) == metrics["accuracy"]
     assert decode_mask(evidence["test_correct"]).mean() == metrics["accuracy"]
     assert evidence["test_data"] == config["provenance"]["test_data"]
-    assert version.description == (tiny_pretrained / "model-card.md").read_text(encoding="utf-8")
+    assert version.description == (shipped_pretrained / "model-card.md").read_text(encoding="utf-8")
     with find_model(tmp_path, None) as model:
         assert model.name == f"{NAME} version 1"
-        assert (model.folder / "model.safetensors").read_bytes() == (tiny_pretrained / "model.safetensors").read_bytes()
+        registered, shipped = (folder / "model.safetensors" for folder in (model.folder, shipped_pretrained))
+        assert registered.read_bytes() == shipped.read_bytes()
 
 
 def test_promote_by_hand_is_recorded_with_its_reason(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,6 @@ from cifar_resnet.evaluation.compare import (
     read_result,
 )
 from cifar_resnet.files import write_json
-from cifar_resnet.inference import pretrained
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
@@ -114,12 +113,11 @@ def test_results_are_read_from_git_and_dvc(
 def test_the_pretrained_weights_are_compared_with_a_revision(
     project: Path,
     tmp_path: Path,
-    tiny_pretrained: Path,
+    shipped_pretrained: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
-    accuracy = json.loads((tiny_pretrained / "metrics.json").read_text())["accuracy"]
+    accuracy = json.loads((shipped_pretrained / "metrics.json").read_text())["accuracy"]
     output = str(tmp_path / "out.png")
     for names in (("pretrained", "workspace"), ("workspace", "pretrained")):
         monkeypatch.setattr(sys, "argv", ["cifar_resnet", "compare", *names, "--output", output])

@@ -18,9 +18,8 @@ NOT_NEEDED = {"mlflow", "scipy", "sklearn", "pandas", "torchvision", "matplotlib
 
 
 @pytest.fixture
-def root(project: Path, tmp_path: Path, tiny_pretrained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(project: Path, tmp_path: Path, shipped_pretrained: Path) -> Path:
     """A project with data/model and its evaluation, without a registry; the pretrained weights are tiny."""
-    monkeypatch.setattr(pretrained, "FOLDER", tiny_pretrained)
     for path in ("data/model", "data/evaluation"):
         shutil.copytree(project / path, tmp_path / path)
     return tmp_path
