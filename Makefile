@@ -18,7 +18,7 @@ usable := $(shell $(bin)/python -c 'print("usable")' 2>/dev/null)
 	  "clone the project, or run: git init && git add --all && git commit --message start"; exit 1; } >&2
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=python3.11 ...")'
 	@{ test '$(usable)' && cat pyproject.toml constraints.txt | cmp --quiet - $@; } || { \
-	  echo "installing into .venv: PyTorch, DVC, MLflow, what the tests need (once; about 2 minutes and 6 GB, most of it PyTorch)" && \
+	  echo "installing into .venv: PyTorch, DVC, MLflow, what the tests need (once; a few minutes and 6 GB, most of it PyTorch)" && \
 	  clear=$$(test '$(usable)' -a -e $@ || echo --clear) && rm -f $@ && $(PYTHON) -m venv $$clear .venv && \
 	  $(bin)/python .ci/install.py train,test && $(bin)/python .ci/portable_venv.py; }
 	@cat pyproject.toml constraints.txt > $@
@@ -73,7 +73,7 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
 # DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.
-quick: .venv/ready ## run all six stages on a small network as an experiment: about two minutes, at least 85 %
+quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 %
 	@git for-each-ref --format='delete %(refname)' 'refs/exps/*/*/quick' | git update-ref --stdin
 	@$(MAKE) --no-print-directory preset NAME=quick
 	@python -m cifar_resnet.cli.quick

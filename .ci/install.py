@@ -1,6 +1,6 @@
 """Install extras of this project into .venv: `.venv/bin/python .ci/install.py train,test`. The Makefile runs this.
 
-uv installs, because it is several times as fast as pip; pip installs where uv cannot be used. The settings of pip (its
+uv installs, with parallel downloads; pip installs where uv cannot be used. The settings of pip (its
 files and PIP_ variables: indexes, certificates, proxy) also hold for uv. The user's variables for uv take precedence.
 """
 
