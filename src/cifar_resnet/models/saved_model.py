@@ -16,6 +16,7 @@ from cifar_resnet.params.schema import ModelParams
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
 RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # architecture keys of files before 0.1.0
+ADDED_KEYS = {"mirrored": False, "whitening_epsilon": 0.0005}  # and their values in files that lack them
 
 
 def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float]) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     normalisation = config["normalisation"]
     std = normalisation.get("std", normalisation.get("deviation"))
     return config | {
-        "architecture": {"mirrored": False} | architecture,
+        "architecture": ADDED_KEYS | architecture,
         "normalisation": {"mean": normalisation["mean"], "std": std},
     }
 

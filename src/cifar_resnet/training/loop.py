@@ -77,7 +77,8 @@ def init_train_state(
     """
     torch.manual_seed(params.seed)
     model = resnet.build_model(model_params, statistics["channel_mean"], statistics["channel_std"])
-    resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    whitening_images = torch.from_numpy(training.pixels[:WHITENING_IMAGES])
+    resnet.init_whitening(model, whitening_images, model_params.whitening_epsilon)
     if params.sync_batch_norm:
         convert_sync_batch_norm(model, world)
     return TrainState(model.to(world.device), params)
