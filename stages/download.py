@@ -30,8 +30,9 @@ def convert_folder(root: Path, folder: str, *, strict: bool) -> None:
     else:
         dataset = read_class_folders(root / folder, folder, skipped)
     write_raw_dataset(root / RAW, dataset)
-    counts = ", ".join(f"{len(images):,} {name}" for name, images in dataset.splits.items())
-    print(f"download: {counts} pictures of {len(dataset.classes):,} classes from {folder} -> {RAW}{skipped.summary()}")
+    counts = {name: f"{len(images):,}" for name, images in dataset.splits.items()}
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items()) if len(counts) > 1 else counts["train"]
+    print(f"download: {parts} pictures of {len(dataset.classes):,} classes from {folder} -> {RAW}{skipped.summary()}")
 
 
 if __name__ == "__main__":
