@@ -64,7 +64,8 @@ def split_sizes(total: int, shares: dict[str, float]) -> list[int]:
 
 
 def too_few_text(class_name: str, total: int, shares: dict[str, float]) -> str:
-    needed = next(size for size in count(ceil(0.5 / min(shares.values()))) if min(split_sizes(size, shares)) >= 1)
+    start = max(total + 1, ceil(0.5 / min(shares.values())))
+    needed = next(size for size in count(start) if min(split_sizes(size, shares)) >= 1)
     named = " and ".join(f"preprocess.{name}_share {share}" for name, share in shares.items())
     return f"class {class_name}: {total} different pictures found, at least {needed} needed with {named}"
 
