@@ -1,9 +1,13 @@
-"""download -> data/raw: the six official CIFAR-10 files, verified by checksum."""
+"""download -> data/raw: CIFAR-10's six official files, verified by checksum, or own pictures as arrays."""
 
+import shutil
 from pathlib import Path
 
+from cifar_resnet.data.cifar100 import is_cifar100, read_cifar100
 from cifar_resnet.data.download import download_cifar10
+from cifar_resnet.data.raw_dataset import write_raw_dataset
 from cifar_resnet.errors import run
+from cifar_resnet.inference.class_folder_reader import Skipped, read_class_folders
 from cifar_resnet.params.file import load_params
 
 RAW = "data/raw"
@@ -11,8 +15,24 @@ RAW = "data/raw"
 
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml").download
+    shutil.rmtree(root / RAW, ignore_errors=True)  # may have files of the other kind
+    if params.dataset == "folder":
+        convert_folder(root, params.folder, strict=params.strict)
+        return
     source = download_cifar10(params.sources, root / RAW, timeout_seconds=params.timeout_seconds)
     print(f"download: 60,000 images from {source} -> {RAW}, all checksums match")
+
+
+def convert_folder(root: Path, folder: str, *, strict: bool) -> None:
+    skipped = Skipped(strict)
+    if is_cifar100(root / folder):
+        dataset = read_cifar100(root / folder, folder)
+    else:
+        dataset = read_class_folders(root / folder, folder, skipped)
+    write_raw_dataset(root / RAW, dataset)
+    counts = {name: f"{len(images):,}" for name, images in dataset.splits.items()}
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items()) if len(counts) > 1 else counts["train"]
+    print(f"download: {parts} pictures of {len(dataset.classes):,} classes from {folder} -> {RAW}{skipped.summary()}")
 
 
 if __name__ == "__main__":

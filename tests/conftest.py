@@ -147,7 +147,8 @@ def copy_project(root: Path, *, without: tuple[str, ...] = ()) -> None:
         without: folders to skip, with a slash at the end.
     """
     for name in git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard").splitlines():
-        if (ROOT / name).is_file() and name != "dvc.lock" and not name.startswith(("data/", *without)):
+        is_result = name == "dvc.lock" or (name.startswith("data/") and not name.startswith("data/own/"))
+        if (ROOT / name).is_file() and not is_result and not name.startswith(without):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
     git(root, "init", "--quiet")

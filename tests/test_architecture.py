@@ -250,6 +250,5 @@ def test_dvc_lock_belongs_to_the_committed_code_and_params() -> None:
             if entry["path"].startswith(("src/", "stages/")) or entry["path"] in UNCACHED:
                 assert entry["md5"] == dvc_hash(ROOT / entry["path"]), f"{name}: {entry['path']}"
         listed = {entry["path"] for entry in stage["deps"]}
-        assert listed == {
-            dep.replace("${predict.input}", PARAMS["predict"]["input"]) for dep in paths_of(PIPELINE[name]["deps"])
-        }
+        templates = {"${download.folder}": PARAMS["download"]["folder"], "${predict.input}": PARAMS["predict"]["input"]}
+        assert listed == {templates.get(dep, dep) for dep in paths_of(PIPELINE[name]["deps"])}

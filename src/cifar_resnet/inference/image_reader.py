@@ -23,6 +23,7 @@ from cifar_resnet.inference.image_formats import FORMATS, HEAD_BYTES, has_pictur
 Batch = tuple[list[str], Pixels]  # N names, uint8 (N, 3, 32, 32)
 ZIP_UTF8 = 0x800  # flag of a name
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
+Member = tuple[str, Callable[[], IO[bytes]]]  # path below a folder or zip, and how to open the file
 Item = Batch | UserError | None  # None: a file that is not a picture, in a folder or zip
 
 
@@ -159,29 +160,43 @@ def read_image_folder(folder: Path, name: str) -> Iterator[Item]:
     """The files of a folder and its subfolders, sorted by name in each."""
     walk_errors: list[OSError] = []
     count = 0
+    for file, open_stream in folder_members(folder, walk_errors):
+        for item in read_member(file if name == "." else f"{name}/{file}", open_stream):
+            count += item is not None
+            yield item
+    yield from (UserError(walk_error_text(error)) for error in walk_errors)
+    require_picture(count)
+
+
+def folder_members(folder: Path, walk_errors: list[OSError]) -> Iterator[Member]:
+    """The files below a folder, sorted by name in each subfolder; links to folders are not followed."""
     for directory, subfolders, files in os.walk(folder, onerror=walk_errors.append):
         subfolders.sort()
         for file in sorted(files):
             path = Path(directory, file)
-            full_name = str(PurePosixPath(name, printable(path.relative_to(folder).as_posix())))
-            for item in read_member(full_name, partial(open_regular_file, path)):
-                count += item is not None
-                yield item
-    yield from (UserError(f"{printable(str(error.filename))}: not readable: {error.strerror}") for error in walk_errors)
-    require_picture(count)
+            yield printable(path.relative_to(folder).as_posix()), partial(open_regular_file, path)
+
+
+def walk_error_text(error: OSError) -> str:
+    return f"{printable(str(error.filename))}: not readable: {error.strerror}"
 
 
 def read_zip(stream: IO[bytes], name: str) -> Iterator[Item]:
     """The files of a zip in the order of its directory, unpacked one by one in memory."""
     count = 0
     with ZipFile(stream) as archive:
-        for member in archive.infolist():
-            if not member.is_dir():
-                full_name = f"{name}/{printable(zip_name(member))}"
-                for item in read_member(full_name, partial(archive.open, member)):
-                    count += item is not None
-                    yield item
+        for file, open_stream in zip_members(archive):
+            for item in read_member(f"{name}/{file}", open_stream):
+                count += item is not None
+                yield item
     require_picture(count)
+
+
+def zip_members(archive: ZipFile) -> Iterator[Member]:
+    """The files of a zip in the order of its directory."""
+    for member in archive.infolist():
+        if not member.is_dir():
+            yield printable(zip_name(member)), partial(archive.open, member)
 
 
 def require_picture(count: int) -> None:
@@ -201,11 +216,16 @@ def zip_name(member: ZipInfo) -> str:
 
 def read_member(name: str, open_stream: Callable[[], IO[bytes]]) -> Iterator[Item]:
     """The picture of a file in a folder or zip, its read error, or None if it is hidden or not a picture."""
-    file = PurePosixPath(name).name
-    if not file.startswith(".") and (has_picture_suffix(file) or starts_as_picture(open_stream)):
+    if is_picture(name, open_stream):
         yield from catch_read_errors(name, partial(single_image, name, open_stream))
     else:
         yield None
+
+
+def is_picture(name: str, open_stream: Callable[[], IO[bytes]]) -> bool:
+    """Whether a file in a folder or zip is not hidden, and a picture by its suffix or its first bytes."""
+    file = PurePosixPath(name).name
+    return not file.startswith(".") and (has_picture_suffix(file) or starts_as_picture(open_stream))
 
 
 def starts_as_picture(open_stream: Callable[[], IO[bytes]]) -> bool:

