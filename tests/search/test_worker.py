@@ -187,6 +187,15 @@ def test_apply_keeps_the_comments_of_params(tmp_path: Path) -> None:
     assert len(changed) == sum(old != new for old, new in pairs) == 7
 
 
+def test_apply_keeps_the_line_ends_of_params(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8", newline="\r\n")
+    apply_trial(tmp_path, load_params(tmp_path / "params.yaml"), FINISHED)
+    content = (tmp_path / "params.yaml").read_bytes()
+    assert b"epochs" in content
+    assert content.count(b"\n") == content.count(b"\r\n") == len(text.splitlines())
+
+
 def comments(text: str) -> list[tuple[int, str]]:
     """(column, comment) of every line."""
     return [(line.find("#"), line.partition("#")[2]) for line in text.splitlines()]
