@@ -8,7 +8,7 @@ IMAGES = tiny_images(5, seed=0)
 
 
 def make_loader(**train: object) -> BatchLoader:
-    return BatchLoader(IMAGES, tiny_params(train={"noise_probability": 0} | train).train, World())
+    return BatchLoader(IMAGES, tiny_params(train=train).train, World())
 
 
 def test_order_and_augmentation_depend_only_on_seed_epoch_and_params() -> None:
