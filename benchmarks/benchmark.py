@@ -65,7 +65,9 @@ def run_benchmark() -> None:
     train = read_split(ROOT / "data/prepared", "train")
     statistics = json.loads((ROOT / "data/prepared/statistics.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    model = resnet.build_model(params.model, statistics["channel_mean"], statistics["channel_std"])
+    model = resnet.build_model(
+        params.model, statistics["channel_mean"], statistics["channel_std"], num_classes=len(statistics["classes"])
+    )
     state, loader = TrainState(model, params.train), BatchLoader(train, params.train, World())
     batches = {loader.resolution(epoch): next(loader.epoch(epoch)) for epoch in (0, params.train.epochs - 1)}
 
@@ -217,7 +219,7 @@ def ancestor_epoch_seconds(num_images: int, batch: Batch) -> float:
     """Seconds of an epoch of the ancestor's network in float32, from its steps at batch 128."""
     preset = parse_yaml((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
     params = with_overrides(load_params(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
-    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3), params.train)
+    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10), params.train)
     pixels, labels = (tensor[:ANCESTOR_BATCH] for tensor in batch)
     seconds = median_seconds(lambda: step(state, (pixels, labels), params, torch.float32), 2)
     return seconds * num_images / ANCESTOR_BATCH
@@ -227,7 +229,7 @@ def seconds_with_malloc_trim() -> float:
     """Seconds of a step in a process that returns freed memory to the system, which is glibc's default."""
     params = load_params(ROOT / "params.yaml")
     precision, _ = device.select_dtype(params.train.precision, device.select_device())
-    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3), params.train)
+    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10), params.train)
     pixels = torch.randint(0, 256, (params.train.batch_size, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (len(pixels),))
     return median_seconds(lambda: step(state, (pixels, labels), params, precision), STEPS)

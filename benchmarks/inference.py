@@ -80,8 +80,9 @@ def model_folder(name: str, scratch: Path) -> Path:
         folder, params = scratch, load_params(ROOT / "params.yaml")
         params = with_overrides(params, parse_yaml((ROOT / f"presets/{name}.yaml").read_text(encoding="utf-8")))
         statistics = {"channel_mean": [0.49] * 3, "channel_std": [0.25] * 3, "classes": list(CLASSES)}
-        model = resnet.build_model(params.model, [0.49] * 3, [0.25] * 3)
-        saved_model.save_model(folder, model, saved_model.model_config(params.model, statistics, {}))
+        model = resnet.build_model(params.model, [0.49] * 3, [0.25] * 3, num_classes=len(CLASSES))
+        config = saved_model.model_config(params.model, statistics, {}, mirror_views=model.mirror_views)
+        saved_model.save_model(folder, model, config)
     scratch.mkdir(exist_ok=True)
     for file in (saved_model.WEIGHTS_FILE, saved_model.CONFIG_FILE):
         if folder != scratch:

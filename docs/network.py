@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 from torch import Tensor, nn
 
+from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.evaluation.plots import BLUE, RED
 from cifar_resnet.models.resnet import ResNet, build_model
 from cifar_resnet.params.file import load_params
@@ -44,7 +45,7 @@ def measure_parts(model: ResNet) -> list[Part]:
         parts.append(Part(name, (output.shape[1], output.shape[3]), num_parameters(module), count(module, x)))
         x = output
     pooled = model.head_pool(x, model.head_pool_kernel).flatten(1)
-    return [*parts, Part("head", (10, 1), num_parameters(model.head), count(model.head, pooled))]
+    return [*parts, Part("head", (model.head.out_features, 1), num_parameters(model.head), count(model.head, pooled))]
 
 
 def num_parameters(module: nn.Module) -> int:
@@ -181,7 +182,7 @@ def show(figure: Figure, pixels: Tensor, centre: tuple[float, float], size: floa
 def main() -> None:
     params = load_params(Path(__file__).parents[1] / "params.yaml")
     with torch.no_grad():
-        parts = measure_parts(build_model(params.model, [0.5] * 3, [0.25] * 3).eval())
+        parts = measure_parts(build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=len(CLASSES)).eval())
     FOLDER.mkdir(exist_ok=True)
     with mpl.rc_context({"svg.hashsalt": "network"}):
         for name, figure in (("default", plot_default(parts)), ("mirrored", plot_mirrored())):

@@ -16,6 +16,7 @@ from cifar_resnet.device import (
 )
 from cifar_resnet.errors import run, stop_on_signal
 from cifar_resnet.files import file_hash, read_json
+from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.calibration import fit_temperatures
 from cifar_resnet.models.resnet import num_parameters
 from cifar_resnet.models.saved_model import WEIGHTS_FILE, model_config, save_model
@@ -26,6 +27,7 @@ from cifar_resnet.tracking.client import training_run
 from cifar_resnet.tracking.run import follow_training
 from cifar_resnet.training.distributed import World, is_worker, join_world, launch_workers
 from cifar_resnet.training.history import write_history
+from cifar_resnet.training.initial_weights import RANDOM, load_initial_weights
 from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import fit, init_train_state
 from cifar_resnet.versioning.provenance import describe_training
@@ -42,6 +44,8 @@ def main(root: Path) -> None:
         launch_workers(params.train.processes)
         return
     require_tracked(root, "predict.input", params.predict.input)
+    if params.train.init not in (RANDOM, pretrained.NAME):
+        require_tracked(root, "train.init", params.train.init)
     disable_malloc_trim()
     target = select_device(params.train.device)
     out_of_memory = report_out_of_memory("lower train.batch_size, or set train.device to cpu")
@@ -51,9 +55,10 @@ def main(root: Path) -> None:
 
 def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
     train_set, validation_set = (read_split(root / PREPARED, name) for name in ("train", "validation"))
-    statistics = read_json(root / PREPARED / "statistics.json")
+    initial = load_initial_weights(root, params.train.init, params.model)
+    statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
     precision, reason = select_dtype(params.train.precision, world.device)
-    state = init_train_state(params.model, params.train, train_set, statistics, world=world)
+    state = init_train_state(params.model, params.train, train_set, statistics, world=world, initial=initial)
     loader, num_images = BatchLoader(train_set, params.train, world), len(train_set)
     del train_set  # the loader has its own copy
     records = fit(state, loader, validation_set, params=params.train, precision=precision)
@@ -66,14 +71,15 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
     sections = {"model": params.model.model_dump(), "train": params.train.model_dump()}
     hashes = {name: file_hash(root / PREPARED / name) for name in INPUTS}
     train_data = hashes["train_images.npy"]
+    init_info = {"init": initial.name, "init_weights": initial.weights_md5} if initial else {}
     source = describe_training(root, params)
-    state_folder = training_folder(root, sections, hashes, dtype_name(precision), world.size)
+    state_folder = training_folder(root, sections, hashes, init_info, dtype_name(precision), world.size)
     with (
         lock_folder(state_folder, minutes=params.checkpoint.minutes) as checkpoint,
         training_run(root, source.name, state_folder, params.tracking, is_active=is_locked) as mlflow_run,
     ):
         mlflow_run.log_params(sections)
-        mlflow_run.log_input("CIFAR-10 train", train_data, statistics["source"])
+        mlflow_run.log_train_data(statistics["source"], train_data)
         history = resume(state, checkpoint, world)
         records = checkpointed(records, state, history, checkpoint, params.checkpoint, stop_event, world)
         follow_training(records, history, params.train.epochs, mlflow_run)
@@ -82,9 +88,9 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
         temperatures = fit_temperatures(model, validation_set, batch_size=loader.batch_size, precision=precision)
         seconds = round(sum(record.seconds for record in history), 1)
         training_info = {"mlflow_run": mlflow_run.id, "train_data": train_data, "seconds": seconds}
-        provenance = {**training_info, **source.tags, **environment_info(precision)}
-        config = model_config(params.model, statistics, temperatures) | {"provenance": provenance}
-        save_model(root / MODEL, model, config)
+        provenance = {**training_info, **init_info, **source.tags, **environment_info(precision)}
+        config = model_config(params.model, statistics, temperatures, mirror_views=model.mirror_views)
+        save_model(root / MODEL, model, config | {"provenance": provenance})
         write_history(root / MODEL / "history.csv", history)
         mlflow_run.log_artifact(root / MODEL / "history.csv")
         mlflow_run.log_training_summary(history, source.reproduce)

@@ -86,6 +86,28 @@ def test_a_read_only_file_or_a_folder_is_an_error_before_the_block_runs(tmp_path
     assert (tmp_path / "cache").read_text() == "old"
 
 
+def test_an_error_about_the_temporary_file_names_the_file_of_the_user(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long") as error:
+        write(tmp_path / ("x" * 256))
+    assert error.value.filename == str(tmp_path / ("x" * 256))
+    with pytest.raises(FileNotFoundError) as missing, atomic_write(tmp_path / "file") as temporary:
+        temporary.read_text()
+    assert missing.value.filename == str(tmp_path / "file")
+    with pytest.raises(FileNotFoundError) as other, atomic_write(tmp_path / "file"):
+        (tmp_path / "other").read_text()
+    assert other.value.filename == str(tmp_path / "other")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_folder_that_cannot_be_written_is_an_error_that_names_the_file() -> None:
+    write_as_other_user = f"import os\n{WRITE}os.setuid(1234)\nwith atomic_write(Path(sys.argv[1])): pass"
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path is closed to other users
+        Path(folder).chmod(0o755)
+        result = run_script(write_as_other_user, Path(folder) / "file", stderr=subprocess.PIPE)
+    assert result.stderr.splitlines()[-1] == f"PermissionError: [Errno 13] Permission denied: '{folder}/file'"
+
+
 def test_symbolic_links_are_followed(tmp_path: Path) -> None:
     target, link, second = tmp_path / "elsewhere/target", tmp_path / "link", tmp_path / "links/second"
     target.parent.mkdir()

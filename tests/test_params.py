@@ -271,7 +271,7 @@ def test_every_section_and_field_has_a_description(section: type[Section]) -> No
 def test_a_preset_is_valid_and_make_passes_all_its_values_to_dvc(path: Path, tmp_path: Path) -> None:
     preset = parse_yaml(path.read_text(encoding="utf-8"))
     values = with_overrides(load_params(ROOT / "params.yaml"), preset)
-    assert resnet.num_parameters(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3)) < 5_000_000
+    assert resnet.num_parameters(resnet.build_model(values.model, [0.5] * 3, [0.25] * 3, num_classes=10)) < 5_000_000
     output = make("-n", "-o", ".venv/ready", "preset", f"NAME={path.stem}", "MORE=-S train.seed=1").stdout
     (tmp_path / "params.yaml").write_text(dump_yaml(tiny_values()), encoding="utf-8")
     words = shlex.split(output.splitlines()[-1])

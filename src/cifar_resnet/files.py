@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     stdout or stderr is written to.
 
     Raises:
-        OSError: if `path` is a folder or read-only.
+        OSError: if `path` is a folder or read-only, or cannot be written; it names `path`.
     """
     status, target = _status(path), path.resolve()
     descriptor = _standard_stream(status)
@@ -33,11 +33,24 @@ def atomic_write(path: Path) -> Iterator[Path]:
     )
     if is_replaceable:
         target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent if is_replaceable else None) as folder:
-        temporary = Path(folder) / path.name
+    with _temporary_folder(path, target.parent if is_replaceable else None) as folder:
+        temporary = folder / path.name
         yield temporary
         if not (is_replaceable and _replace(target, temporary, status)):
             _copy_into(path, temporary, descriptor)
+
+
+@contextmanager
+def _temporary_folder(path: Path, parent: Path | None) -> Iterator[Path]:
+    """Yield a hidden folder in `parent`; errors about it or its files name `path` instead."""
+    folder: str | None = None
+    try:
+        with tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        if folder is not None and not str(error.filename).startswith(folder):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _status(path: Path) -> os.stat_result | None:

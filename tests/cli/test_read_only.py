@@ -19,7 +19,7 @@ AS_USER = ["setpriv", "--bounding-set", "-dac_override"] if os.getuid() == 0 els
 
 
 def finish_a_trial(root: Path) -> None:
-    study = Study(root, tiny_params(), "data")
+    study = Study(root, tiny_params(), ("data", 10))
     trial = study.ask(1)
     assert trial is not None
     study.report(trial, 1, 0.5)

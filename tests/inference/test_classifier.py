@@ -21,11 +21,11 @@ def test_only_unsure_images_get_test_time_augmentation_and_its_temperature() -> 
 
     pixels = PIXELS.copy()
     pixels[:, :, 14:19, 14:19] = np.where(SURE_ROWS, 255, 0)[:, None, None, None]
-    classifier = Classifier(logits_fn, ("cat", "dog"), 1.0, 2.0, mirrored=False)
+    classifier = Classifier(logits_fn, ("cat", "dog"), 1.0, 2.0, mirror_views=True)
     probabilities = classifier.probabilities(pixels, batch_size=10)
     assert calls == [10, 5, 5, 5, 5, 5, 5]
     expected = softmax(logits_fn(pixels), 1.0)
-    expected[~SURE_ROWS] = softmax(augmented_logits(logits_fn, pixels[~SURE_ROWS], mirrored=False), 2.0)
+    expected[~SURE_ROWS] = softmax(augmented_logits(logits_fn, pixels[~SURE_ROWS], mirror_views=True), 2.0)
     assert np.array_equal(probabilities, expected)
 
 
@@ -37,6 +37,6 @@ def test_images_are_computed_in_batches(count: int, sizes: list[int]) -> None:
         calls.append(len(pixels))
         return np.tile(np.array([9, 0], np.float32), (len(pixels), 1))
 
-    classifier = Classifier(logits_fn, ("cat", "dog"), 1.0, 1.0, mirrored=False)
+    classifier = Classifier(logits_fn, ("cat", "dog"), 1.0, 1.0, mirror_views=True)
     assert classifier.probabilities(PIXELS[:count], batch_size=4).shape == (count, 2)
     assert calls == sizes

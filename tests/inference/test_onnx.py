@@ -1,5 +1,6 @@
 """Exported files: equality with torch for every preset, metadata, int8, refusals."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
 from cifar_resnet.inference import onnx_graph
+from cifar_resnet.inference.backend import load_torch
 from cifar_resnet.inference.onnx_export import export_model
 from cifar_resnet.inference.onnx_session import open_exported
 from cifar_resnet.inference.predictor import predict_logits
@@ -41,7 +43,7 @@ def small_model(variant: str) -> tuple[resnet.ResNet, ModelParams]:
     overrides = {key: value for key, value in VARIANTS[variant].items() if key.startswith("model.")}
     overrides = {**overrides, **SMALL, "model.max_parameters": 5_000_000, "train.low_resolution_epochs": 0}
     params = with_overrides(load_params(ROOT / "params.yaml"), overrides).model
-    model = resnet.build_model(params, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26])
+    model = resnet.build_model(params, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26], num_classes=10)
     resnet.init_whitening(model, torch.from_numpy(PIXELS))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -54,7 +56,9 @@ def small_model(variant: str) -> tuple[resnet.ResNet, ModelParams]:
 def save(folder: Path, variant: str = "default") -> resnet.ResNet:
     model, params = small_model(variant)
     statistics = {"channel_mean": [0.49, 0.48, 0.45], "channel_std": [0.25, 0.24, 0.26], "classes": list(CLASSES)}
-    config = saved_model.model_config(params, statistics, {"temperature": 2.0, "temperature_tta": 3.0})
+    config = saved_model.model_config(
+        params, statistics, {"temperature": 2.0, "temperature_tta": 3.0}, mirror_views=True
+    )
     saved_model.save_model(folder, model, config | {"provenance": {"git_commit": "0123abc"}})
     return model
 
@@ -94,12 +98,34 @@ def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     comparison = export_model(tmp_path, tmp_path / "a.onnx", precision="float32", root=tmp_path)
     classifier, metadata = open_exported(tmp_path / "a.onnx")
     assert metadata.classes == list(CLASSES) == list(classifier.classes)
-    assert (metadata.temperature, metadata.temperature_tta, metadata.mirrored) == (2.0, 3.0, False)
+    assert (metadata.temperature, metadata.temperature_tta, metadata.mirror_views) == (2.0, 3.0, True)
     assert (metadata.precision, metadata.license) == ("float32", "MIT")
     assert metadata.provenance == {"git_commit": "0123abc"}
     assert metadata.weights_md5 == file_hash(tmp_path / "model.safetensors")
     assert comparison.images == "200 images of noise"
     assert comparison.difference < 1e-3
+
+
+def test_an_exported_network_has_the_classes_and_the_mirror_views_of_the_saved_one(tmp_path: Path) -> None:
+    params = small_model("default")[1]
+    model = resnet.build_model(params, [0.5] * 3, [0.25] * 3, num_classes=3)
+    statistics = {"channel_mean": [0.5] * 3, "channel_std": [0.25] * 3, "classes": ["cat", "dog", "owl"]}
+    saved_model.save_model(tmp_path, model, saved_model.model_config(params, statistics, {}, mirror_views=False))
+    export_model(tmp_path, tmp_path / "a.onnx", precision="float32", root=tmp_path)
+    classifier, metadata = open_exported(tmp_path / "a.onnx")
+    assert classifier.logits_fn(PIXELS).shape == (len(PIXELS), 3)
+    assert classifier.mirror_views == metadata.mirror_views == load_torch(tmp_path, CPU).mirror_views == False  # noqa: E712
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_file_before_0_1_0_has_mirror_views_unless_its_network_is_mirrored(mirrored: bool, tmp_path: Path) -> None:
+    save(tmp_path)
+    export_model(tmp_path, tmp_path / "a.onnx", precision="float32", root=tmp_path)
+    graph = onnx.load(tmp_path / "a.onnx")
+    old = {entry.key: entry.value for entry in graph.metadata_props if entry.key != "mirror_views"}
+    onnx.helper.set_model_props(graph, old | {"mirrored": json.dumps(mirrored)})
+    onnx.save(graph, tmp_path / "a.onnx")
+    assert open_exported(tmp_path / "a.onnx")[0].mirror_views == (not mirrored)
 
 
 def test_an_int8_file_is_a_quarter_as_large_and_predicts_nearly_the_same(tmp_path: Path) -> None:

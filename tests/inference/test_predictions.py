@@ -104,7 +104,9 @@ def test_reading_and_writing_take_less_than_a_fifth_of_the_time(tmp_path: Path) 
     values = load_params(ROOT / "params.yaml").model
     statistics = {"channel_mean": [0.5] * 3, "channel_std": [0.25] * 3, "classes": list(cifar10.CLASSES)}
     saved_model.save_model(
-        tmp_path, resnet.build_model(values, [0.5] * 3, [0.25] * 3), saved_model.model_config(values, statistics, {})
+        tmp_path,
+        resnet.build_model(values, [0.5] * 3, [0.25] * 3, num_classes=10),
+        saved_model.model_config(values, statistics, {}, mirror_views=True),
     )
     pixels = np.tile(PIXELS, (60, 1, 1, 1))
     np.save(tmp_path / "a.npy", pixels)

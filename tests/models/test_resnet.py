@@ -13,7 +13,7 @@ ANCESTOR = parse_yaml((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8
 
 def build(**changes: object) -> resnet.ResNet:
     named = {f"model.{key}": value for key, value in changes.items()}
-    return resnet.build_model(with_overrides(VALUES, ANCESTOR | named).model, [0.5] * 3, [0.25] * 3)
+    return resnet.build_model(with_overrides(VALUES, ANCESTOR | named).model, [0.5] * 3, [0.25] * 3, num_classes=10)
 
 
 def test_the_ancestor_has_its_published_number_of_parameters() -> None:
@@ -26,13 +26,13 @@ def test_the_params_can_express_an_efficient_resnet() -> None:
 
 
 def test_the_default_network_has_fewer_than_five_million_parameters() -> None:
-    assert resnet.num_parameters(resnet.build_model(VALUES.model, [0.5] * 3, [0.25] * 3)) == 4_002_474
+    assert resnet.num_parameters(resnet.build_model(VALUES.model, [0.5] * 3, [0.25] * 3, num_classes=10)) == 4_002_474
 
 
 def whitened(**changes: object) -> resnet.ResNet:
     torch.manual_seed(0)
     named = {f"model.{key}": value for key, value in changes.items()} | {"train.low_resolution_epochs": 0}
-    model = resnet.build_model(with_overrides(VALUES, named).model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(with_overrides(VALUES, named).model, [0.5] * 3, [0.25] * 3, num_classes=10)
     resnet.init_whitening(model, torch.from_numpy(tiny_images(20, seed=0).pixels), epsilon=0.0)
     return model
 
@@ -100,8 +100,16 @@ def test_every_hyperparameter_gives_a_network_that_classifies(change: dict[str, 
     assert model(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape == (2, 10)
 
 
+@pytest.mark.parametrize("num_classes", [2, 3, 100])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_network_has_a_logit_for_every_class(num_classes: int, mirrored: bool) -> None:
+    params = tiny_params(model={"mirrored": mirrored}).model
+    model = resnet.build_model(params, [0.5] * 3, [0.25] * 3, num_classes=num_classes)
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, num_classes)
+
+
 def test_a_network_accepts_lower_resolutions() -> None:
-    model = resnet.build_model(tiny_params().model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(tiny_params().model, [0.5] * 3, [0.25] * 3, num_classes=10)
     assert model(torch.rand(2, 3, 24, 24)).shape == (2, 10)
 
 

@@ -41,7 +41,7 @@ def trained_model(*, mirrored: bool = False) -> ResNet:
     """A network whose weights and running statistics all differ from their initial values."""
     torch.manual_seed(0)
     architecture = ARCHITECTURE | {"head_pool": "average", "head_pool_kernel": 7, "mirrored": mirrored}
-    model = resnet.build_model(ModelParams(**architecture), MEAN, STD)
+    model = resnet.build_model(ModelParams(**architecture), MEAN, STD, num_classes=10)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -63,12 +63,36 @@ def test_a_saved_model_loads_with_the_same_logits_and_config(tmp_path: Path) -> 
     model = trained_model(mirrored=True)
     architecture = ARCHITECTURE | {"head_pool": "average", "head_pool_kernel": 7, "mirrored": True}
     statistics = {"channel_mean": MEAN, "channel_std": STD, "classes": OLD_CONFIG["classes"]}
-    config = saved_model.model_config(ModelParams(**architecture), statistics, {"temperature": 0.5})
+    config = saved_model.model_config(ModelParams(**architecture), statistics, {"temperature": 0.5}, mirror_views=False)
     saved_model.save_model(tmp_path, model, config)
     loaded, loaded_config = saved_model.load_model(tmp_path, CPU)
     assert torch.equal(loaded(images()), model(images()))
     assert loaded_config == config
     assert not loaded.training
+
+
+def test_a_saved_model_keeps_its_classes_and_whether_it_has_mirror_views(tmp_path: Path) -> None:
+    params = ModelParams(**ARCHITECTURE, head_pool="average", head_pool_kernel=7, mirrored=False)
+    statistics = {"channel_mean": MEAN, "channel_std": STD, "classes": ["cat", "dog"]}
+    model = resnet.build_model(params, MEAN, STD, num_classes=2)
+    saved_model.save_model(tmp_path, model, saved_model.model_config(params, statistics, {}, mirror_views=False))
+    loaded, _ = saved_model.load_model(tmp_path, CPU)
+    assert loaded(images()).shape == (20, 2)
+    assert not loaded.mirror_views
+
+
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_a_model_without_the_key_mirror_views_has_them_unless_it_is_mirrored(tmp_path: Path, mirrored: bool) -> None:
+    architecture = OLD_CONFIG["architecture"] | {"mirrored": mirrored}
+    save_old_model(tmp_path, trained_model(mirrored=mirrored), OLD_CONFIG | {"architecture": architecture})
+    loaded, config = saved_model.load_model(tmp_path, CPU)
+    assert loaded.mirror_views == config["mirror_views"] == (not mirrored)
+
+
+def test_weights_for_another_number_of_classes_are_an_error(tmp_path: Path) -> None:
+    save_old_model(tmp_path, trained_model(), OLD_CONFIG | {"classes": ["cat", "dog"]})
+    with pytest.raises(UserError, match="no usable model"):
+        saved_model.load_model(tmp_path, CPU)
 
 
 def test_a_model_of_commit_416b91a_loads_with_the_same_logits(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def train(folder: Path, optimizer: str, num_records: int = NUM_RECORDS) -> tuple
     """Train from the state saved in `folder`, up to the end or, as if killed, for some records."""
     params = PARAMS.train.model_copy(update={"optimizer": optimizer})
     torch.manual_seed(0)
-    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     state, checkpoint = TrainState(model, params), Checkpoint(folder, minutes=1e-9)
     history = resume.resume(state, checkpoint, World())
     records = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
@@ -59,7 +59,7 @@ def test_a_training_resumed_after_any_step_or_epoch_ends_with_the_same_bytes(tmp
 def test_the_stop_event_ends_training_after_the_step_and_saves_the_state(tmp_path: Path) -> None:
     params, stop_event = PARAMS.train, Event()
     torch.manual_seed(0)
-    state = TrainState(resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3), params)
+    state = TrainState(resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10), params)
     checkpoint = Checkpoint(tmp_path, minutes=10)
     records = fit(state, BatchLoader(TRAIN, params, World()), VALIDATION, params=params, precision=torch.float32)
     records = resume.checkpointed(records, state, [], checkpoint, PARAMS.checkpoint, stop_event, World())

@@ -24,7 +24,7 @@ from cifar_resnet.search.trial import MAX_ATTEMPTS, SearchTrial
 
 
 def make_study(root: Path, **search: Any) -> Study:
-    return Study(root, tiny_params(search=search), "data")
+    return Study(root, tiny_params(search=search), ("data", 10))
 
 
 def ask(study: Study, limit: int = 100) -> SearchTrial:
@@ -51,12 +51,12 @@ def outcomes(study: Study) -> list[str]:
 def test_the_committed_space_holds_networks_within_the_budget() -> None:
     params = load_params(ROOT / "params.yaml")
     limit = params.search.max_multiply_adds
-    in_memory = optuna.create_study(sampler=BudgetSampler(params))
+    in_memory = optuna.create_study(sampler=BudgetSampler(params, 10))
     layers = set()
     for _ in range(10):
         sample = in_memory.ask(distributions(params)).params
         trained = trial_params(params, to_overrides(params, sample))
-        parameters, multiply_adds = model_size(trained.model)
+        parameters, multiply_adds = model_size(trained.model, 10)
         assert parameters <= 5_000_000
         assert limit is None or multiply_adds <= limit
         assert trained.train.epochs == params.search.epochs
@@ -70,7 +70,7 @@ def test_samples_beyond_the_budget_do_not_become_trials(tmp_path: Path) -> None:
     space = distributions(study.params)
     samples = [optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(space).params
                for seed in range(20)]  # fmt: skip
-    assert not all(within_budget(study.params, sample) for sample in samples)
+    assert not all(within_budget(study.params, sample, 10) for sample in samples)
     trials = [ask(study) for _ in range(10)]
     assert [trial.number for trial in trials] == list(range(10))
     assert all(trial.multiply_adds <= limit for trial in trials)
@@ -80,8 +80,8 @@ def test_model_size_is_that_of_the_built_network(tmp_path: Path) -> None:
     from cifar_resnet.models import resnet
 
     params = tiny_params()
-    model = resnet.build_model(params.model, [0.5] * 3, [0.2] * 3)
-    assert model_size(params.model) == (resnet.num_parameters(model), resnet.multiply_adds(model))
+    model = resnet.build_model(params.model, [0.5] * 3, [0.2] * 3, num_classes=10)
+    assert model_size(params.model, 10) == (resnet.num_parameters(model), resnet.multiply_adds(model))
 
 
 def test_a_budget_that_no_network_meets_is_an_error_before_the_study_is_created(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_study_created_with_another_space_or_budget_is_an_error(tmp_path: Path
         "values"
     )
     with pytest.raises(UserError, match="was created with other values of training images"):
-        Study(tmp_path, tiny_params(), "other data")
+        Study(tmp_path, tiny_params(), ("other data", 10))
     assert make_study(tmp_path, epochs=3, study="second").results() == []
 
 

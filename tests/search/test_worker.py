@@ -120,7 +120,7 @@ def test_the_run_of_a_killed_trial_is_killed_even_if_it_had_ended(
 ) -> None:
     root = create_project(tmp_path, project, search={"trials": 1})
     params = load_params(root / "params.yaml")
-    study = Study(root, params, file_hash(root / "data/prepared/train_images.npy"))
+    study = Study(root, params, (file_hash(root / "data/prepared/train_images.npy"), 10))
     trial = study.ask(1)
     assert trial is not None
     study.mlflow_run = find_or_create_search_run(root, None, "search", {})

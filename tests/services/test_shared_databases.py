@@ -256,7 +256,7 @@ def test_the_trial_of_a_killed_search_worker_is_trained_by_another(
 def test_a_search_in_the_database_of_mlflow_is_an_error(project: Path, mlflow_url: str, postgresql: str) -> None:
     params = with_overrides(load_params(project / "params.yaml"), {"search.storage": f"{postgresql}/mlflow"})
     with pytest.raises(UserError, match="or name a database that the search has to itself"):
-        Study(project, params, "data")
+        Study(project, params, ("data", 10))
 
 
 def stored_results(study: Callable[[], Study]) -> list[TrialResult]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, rows, stage, tiny_images, write_params, write_raw
 from PIL import Image
 
@@ -21,8 +22,9 @@ from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.predictor import predict_logits
-from cifar_resnet.models.saved_model import load_model
+from cifar_resnet.models.saved_model import load_model, save_model
 from cifar_resnet.params.file import load_params
+from cifar_resnet.recovery.checkpoint import training_folder
 from cifar_resnet.registry.card import read_card
 from cifar_resnet.registry.evidence import READABLE_TAGS, decode_mask, pack_evidence, read_evidence
 from cifar_resnet.tracking.client import connect, experiment_id
@@ -73,6 +75,41 @@ def test_training_again_writes_the_same_bytes(project: Path, tmp_path: Path) -> 
     stage("train").main(tmp_path)
     first, again = (root / "data/model/model.safetensors" for root in (project, tmp_path))
     assert first.read_bytes() == again.read_bytes()
+
+
+def test_train_starts_from_another_model_and_records_its_weights(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    source = project / "data/model"
+    write_params(tmp_path, train={"init": str(source), "epochs": 1, "low_resolution_epochs": 0})
+    stage("train").main(tmp_path)
+    provenance = json.loads((tmp_path / "data/model/model.json").read_text())["provenance"]
+    assert provenance["init"] == str(source)
+    assert provenance["init_weights"] == hashlib.md5((source / "model.safetensors").read_bytes()).hexdigest()
+    assert "init" not in json.loads((source / "model.json").read_text())["provenance"]
+    started, random = (read_history(root / "data/model/history.csv")[0] for root in (tmp_path, project))
+    assert started.train_loss < random.train_loss
+
+
+def test_a_training_does_not_continue_from_the_state_of_one_with_other_initial_weights(
+    project: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    shutil.copytree(project / "data/model", tmp_path / "source")
+    write_params(tmp_path, train={"init": "source"}, checkpoint={"minutes": 1e-9})
+    folders, train = [], stage("train")
+    for scale in (1, 2):
+        model, config = load_model(tmp_path / "source", select_device("cpu"))
+        with torch.no_grad():
+            next(model.layers.parameters()).mul_(scale)
+        save_model(tmp_path / "source", model, config)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                train, "training_folder", lambda *parts: folders.append(training_folder(*parts)) or folders[-1]
+            )
+            train.main(tmp_path)
+    assert folders[0] != folders[1]
 
 
 def test_evaluate_evaluates_on_the_test_images_and_logs_to_the_training_run(project: Path) -> None:

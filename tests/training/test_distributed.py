@@ -41,7 +41,7 @@ def test_a_world_of_one_changes_nothing() -> None:
 
 def start(params: TrainParams, world: World) -> tuple[TrainState, BatchLoader]:
     torch.manual_seed(0)
-    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     if params.sync_batch_norm:
         distributed.convert_sync_batch_norm(model, world)
     return TrainState(model, params), BatchLoader(TRAIN, params, world)

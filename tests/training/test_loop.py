@@ -17,7 +17,7 @@ TRAIN, VALIDATION = tiny_images(20, seed=0), tiny_images(4, seed=1)
 def train(validation: Images = VALIDATION, **changes: object) -> tuple[TrainState, list[EpochRecord]]:
     params = tiny_params(train=changes)
     torch.manual_seed(params.train.seed)
-    model = resnet.build_model(params.model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     resnet.init_whitening(model, torch.from_numpy(TRAIN.pixels))
     state = TrainState(model, params.train)
     loader = BatchLoader(TRAIN, params.train, World())
@@ -81,7 +81,7 @@ def test_sam_learns_and_gives_other_weights() -> None:
 def test_training_in_bfloat16_learns() -> None:
     params = tiny_params(train={"epochs": 4})
     torch.manual_seed(0)
-    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3), params.train)
+    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10), params.train)
     loader = BatchLoader(TRAIN, params.train, World())
     records = fit(state, loader, VALIDATION, params=params.train, precision=torch.bfloat16)
     history = [record for record in records if isinstance(record, EpochRecord)]

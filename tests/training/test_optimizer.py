@@ -12,7 +12,7 @@ PARAMS = tiny_params()
 @pytest.mark.parametrize("name", ["muon", "sgd"])
 def test_a_step_changes_exactly_the_trained_parameters(name: str) -> None:
     torch.manual_seed(0)
-    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     before = {key: value.clone() for key, value in model.named_parameters()}
     optimizers = optimizer.build_optimizers(model, tiny_params(train={"optimizer": name}).train)
     model(torch.rand(8, 3, 32, 32) * 255).logsumexp(1).sum().backward()
@@ -59,7 +59,7 @@ def test_orthogonalize_keeps_the_requested_dtype_and_brings_singular_values_near
 
 def test_sam_perturbation_raises_the_loss_and_is_undone() -> None:
     torch.manual_seed(0)
-    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3)
+    model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     images, labels = torch.rand(8, 3, 32, 32) * 255, torch.arange(8)
     loss = F.cross_entropy(model(images), labels)
     loss.backward()

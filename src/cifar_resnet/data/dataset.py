@@ -15,7 +15,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Images:
-    """pixels: uint8 (N, 3, 32, 32), channels R, G, B; labels: int64 (N,) in 0..9."""
+    """pixels: uint8 (N, 3, 32, 32), channels R, G, B; labels: int64 (N,), the classes counted from 0."""
 
     pixels: Pixels
     labels: Labels

@@ -142,4 +142,4 @@ def torch_classifier(network: ResNet, config: dict[str, Any], precision: torch.d
         return np.asarray(logits)
 
     temperature, temperature_tta = (fitted_temperature(config, augmented=augmented) for augmented in (False, True))
-    return Classifier(logits_fn, tuple(config["classes"]), temperature, temperature_tta, network.mirrored)
+    return Classifier(logits_fn, tuple(config["classes"]), temperature, temperature_tta, network.mirror_views)

@@ -19,7 +19,7 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
 
     Args:
-        logits: (N, 10), of images that the network was not trained on.
+        logits: (N, C), of images that the network was not trained on.
         labels: (N,).
     """
     if not len(labels):

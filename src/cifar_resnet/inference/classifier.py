@@ -21,14 +21,14 @@ class Classifier:
         classes: their names, by label.
         temperature: divisor of the logits without test-time augmentation.
         temperature_tta: divisor of the logits with it.
-        mirrored: whether an image and its mirror image have the same logits.
+        mirror_views: whether test-time augmentation shows mirror images as well.
     """
 
     logits_fn: Callable[[Pixels], Logits]
     classes: tuple[str, ...]
     temperature: float
     temperature_tta: float
-    mirrored: bool
+    mirror_views: bool
 
     def probabilities(self, pixels: Pixels, *, batch_size: int) -> NDArray[np.float64]:
         """Float64 (N, C) of uint8 (N, 3, 32, 32). Images whose first answer is unsure get test-time augmentation."""
@@ -39,6 +39,6 @@ class Classifier:
         probabilities = softmax(self.logits_fn(pixels), self.temperature)
         unsure = probabilities.max(axis=1) < SURE
         if unsure.any():
-            logits = augmented_logits(self.logits_fn, pixels[unsure], mirrored=self.mirrored)
+            logits = augmented_logits(self.logits_fn, pixels[unsure], mirror_views=self.mirror_views)
             probabilities[unsure] = softmax(logits, self.temperature_tta)
         return probabilities

@@ -12,23 +12,24 @@ Logits = NDArray[np.float32]
 SHIFTS = ((1, 0.25), (0, 0.125), (2, 0.125))  # first row and column of a view in the padded image, weight
 
 
-def augmented_logits(logits_fn: Callable[[Pixels], Logits], pixels: Pixels, *, mirrored: bool) -> Logits:
-    """Weighted mean (N, 10) of the logits of six views: image and mirror image, each centered (half of the weight) and
+def augmented_logits(logits_fn: Callable[[Pixels], Logits], pixels: Pixels, *, mirror_views: bool) -> Logits:
+    """Weighted mean (N, C) of the logits of six views: image and mirror image, each centered (half of the weight) and
     shifted by one pixel up-left and down-right.
 
     Source: K. Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", 2024, section 3.5.
 
     Args:
-        logits_fn: called with uint8 (N, 3, 32, 32), six times.
+        logits_fn: called with uint8 (N, 3, 32, 32), once for each view.
         pixels: uint8 (N, 3, 32, 32).
-        mirrored: whether an image and its mirror image have the same logits, so that three calls suffice.
+        mirror_views: False leaves out the mirror images, for a network that gives them the same logits, or that
+            never saw one in training; three calls then suffice.
     """
     padded = np.pad(pixels, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
     total = np.zeros((len(pixels), 1), np.float32)
     for offset, weight in SHIFTS:
         view = np.ascontiguousarray(padded[:, :, offset : offset + 32, offset : offset + 32])
         logits = logits_fn(view)
-        mirror_logits = logits if mirrored else logits_fn(np.ascontiguousarray(view[..., ::-1]))
+        mirror_logits = logits_fn(np.ascontiguousarray(view[..., ::-1])) if mirror_views else logits
         total = total + np.float32(weight) * (logits + mirror_logits)
     return total
 

@@ -64,7 +64,7 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
     graph = build_graph(model, ModelParams(**config["architecture"]), fitted_temperature(config, augmented=False))
     graph = quantize(graph, calibration) if precision == "int8" else graph
     metadata = Metadata(
-        classes=config["classes"], mirrored=model.mirrored, precision=precision, license=LICENSE,
+        classes=config["classes"], mirror_views=model.mirror_views, precision=precision, license=LICENSE,
         temperature=fitted_temperature(config, augmented=False),
         temperature_tta=fitted_temperature(config, augmented=True),
         weights_md5=file_hash(folder / WEIGHTS_FILE), provenance=config.get("provenance", {}),

@@ -16,7 +16,7 @@ class Metadata:
         classes: names by label.
         temperature: divisor of the logits before the softmax; the output `probabilities` uses it.
         temperature_tta: the same with test-time augmentation.
-        mirrored: whether an image and its mirror image have the same logits.
+        mirror_views: whether test-time augmentation shows mirror images as well.
         precision: float32 or int8.
         weights_md5: hash of the exported model.safetensors.
         provenance: where the weights come from, as in model.json.
@@ -26,7 +26,7 @@ class Metadata:
     classes: list[str]
     temperature: float
     temperature_tta: float
-    mirrored: bool
+    mirror_views: bool
     precision: str
     weights_md5: str
     provenance: dict[str, Any]
@@ -42,6 +42,8 @@ def parse_metadata(strings: dict[str, str]) -> Metadata:
     Raises:
         ValueError: if a key is missing or damaged; the message names the key.
     """
+    if "mirrored" in strings:  # files before 0.1.0
+        strings = {"mirror_views": "false" if strings["mirrored"] == "true" else "true"} | strings
     values = {}
     for key in (field.name for field in fields(Metadata)):
         try:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cifar_resnet.inference.onnx_file import INPUT, LOGITS, PROBABILITIES
 from cifar_resnet.models.batch_norm import PairedBatchNorm
 from cifar_resnet.models.mirrored_convolution import MirroredConvolution
-from cifar_resnet.models.resnet import NUM_CLASSES, Block, ResNet
+from cifar_resnet.models.resnet import Block, ResNet
 from cifar_resnet.params.schema import ModelParams
 
 OPSET = 17  # ONNX 1.12, June 2022
@@ -42,7 +42,7 @@ class Graph:
 
 @torch.no_grad()
 def build_graph(model: ResNet, params: ModelParams, temperature: float) -> onnx.ModelProto:
-    """Input `images`: uint8 (N, 3, 32, 32). Outputs `logits` and `probabilities`: float32 (N, 10).
+    """Input `images`: uint8 (N, 3, 32, 32). Outputs `logits` and `probabilities`: float32 (N, C).
 
     Args:
         model: in float32, on the CPU.
@@ -59,7 +59,7 @@ def build_graph(model: ResNet, params: ModelParams, temperature: float) -> onnx.
     x = add_head(graph, x, model, params)
     x = graph.node("Div", [x, graph.constant("temperature", temperature)], "scaled_logits")
     graph.node("Softmax", [x], PROBABILITIES, axis=1)
-    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", NUM_CLASSES]) for name in
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", model.head.out_features]) for name in
                (LOGITS, PROBABILITIES)]  # fmt: skip
     images = helper.make_tensor_value_info(INPUT, TensorProto.UINT8, ["N", 3, 32, 32])
     content = helper.make_graph(graph.nodes, "cifar-resnet", [images], outputs, graph.constants)

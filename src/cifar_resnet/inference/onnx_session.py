@@ -36,7 +36,7 @@ def open_exported(path: Path) -> tuple[Classifier, Metadata]:
         raise UserError(f"{path}: {error}; {ADVICE}") from None
     classifier = Classifier(
         parallel_logits(session), tuple(metadata.classes), metadata.temperature, metadata.temperature_tta,
-        metadata.mirrored,
+        metadata.mirror_views,
     )  # fmt: skip
     return classifier, metadata
 

@@ -15,7 +15,7 @@ from cifar_resnet.models.resnet import ResNet
 def predict_logits(
     model: ResNet, pixels: Pixels, *, batch_size: int, precision: torch.dtype, augmented: bool = False
 ) -> Tensor:
-    """Logits float32 (N, 10), on the CPU, of uint8 (N, 3, 32, 32); `augmented` averages six views of each image."""
+    """Logits float32 (N, C), on the CPU, of uint8 (N, 3, 32, 32); `augmented` averages several views of each image."""
     target = model.mean.device
     model.eval()
 
@@ -24,7 +24,7 @@ def predict_logits(
         with torch.autocast(target.type, dtype=precision, enabled=precision != torch.float32):
             return np.asarray(model(images).float().cpu())
 
-    logits_fn = partial(augmented_logits, batch_logits, mirrored=model.mirrored) if augmented else batch_logits
+    logits_fn = partial(augmented_logits, batch_logits, mirror_views=model.mirror_views) if augmented else batch_logits
     batches = [pixels[start : start + batch_size] for start in range(0, max(1, len(pixels)), batch_size)]
     return torch.from_numpy(np.concatenate([logits_fn(batch) for batch in batches]))
 

@@ -16,7 +16,6 @@ from cifar_resnet.models.mirrored_convolution import MirroredConvolution
 from cifar_resnet.params.schema import ModelParams
 
 ACTIVATIONS = {"silu": nn.SiLU, "gelu": nn.GELU, "relu": nn.ReLU}
-NUM_CLASSES = 10
 
 
 class Block(nn.Module):
@@ -57,27 +56,35 @@ class ResNet(nn.Module):
         params: the network's hyperparameters.
         channel_mean: mean of each channel of the training images, 0 to 1.
         channel_std: standard deviation of each channel, in the same unit.
+        num_classes: number of logits.
+
+    Attributes:
+        mirror_views: whether test-time augmentation shows mirror images as well. At first, all networks but mirrored
+            ones have them; a network that never saw a mirror image in training needs False.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, params: ModelParams, channel_mean: list[float], channel_std: list[float]) -> None:
+    def __init__(
+        self, params: ModelParams, channel_mean: list[float], channel_std: list[float], *, num_classes: int
+    ) -> None:
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(channel_mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(channel_std).view(1, 3, 1, 1))
         self.head_pool_kernel, self.mirrored = params.head_pool_kernel, params.mirrored
+        self.mirror_views = not params.mirrored
         self.head_pool = F.max_pool2d if params.head_pool == "max" else F.avg_pool2d
         self.stem = make_stem(params)
         widths = [params.stem_channels, *params.channels]
         self.layers = nn.Sequential(*(make_layer(params, i, widths[i]) for i in range(len(params.channels))))
         pooled_side = params.resolution(32) // params.head_pool_kernel
-        self.head = nn.Linear(widths[-1] // (1 + params.mirrored) * pooled_side**2, NUM_CLASSES)
+        self.head = nn.Linear(widths[-1] // (1 + params.mirrored) * pooled_side**2, num_classes)
         nn.init.normal_(self.head.weight, std=1 / self.head.in_features)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10) of images (N, 3, H, W) with values 0 to 255, any dtype."""
+        """Logits (N, C) of images (N, 3, H, W) with values 0 to 255, any dtype."""
         x = (images - self.mean) / self.std
         x = self.layers(self.stem(x))
         x = self.head_pool(x, min(self.head_pool_kernel, x.shape[-1]))
@@ -137,13 +144,15 @@ def make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *,
     return conv
 
 
-def build_model(params: ModelParams, channel_mean: list[float], channel_std: list[float]) -> ResNet:
+def build_model(
+    params: ModelParams, channel_mean: list[float], channel_std: list[float], *, num_classes: int
+) -> ResNet:
     """The network in float32 on the CPU, channels last, with random weights from torch's global generator.
 
     Raises:
         UserError: if the network has more parameters than `max_parameters`.
     """
-    model = ResNet(params, channel_mean, channel_std)
+    model = ResNet(params, channel_mean, channel_std, num_classes=num_classes)
     count = num_parameters(model)
     if count > params.max_parameters:
         raise UserError(

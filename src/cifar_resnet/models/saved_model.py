@@ -18,19 +18,23 @@ CONFIG_FILE = "model.json"
 RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # architecture keys of files before 0.1.0
 
 
-def model_config(params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float]) -> dict[str, Any]:
+def model_config(
+    params: ModelParams, statistics: dict[str, Any], temperatures: dict[str, float], *, mirror_views: bool
+) -> dict[str, Any]:
     """The content of model.json, except for its provenance.
 
     Args:
         statistics: the content of statistics.json.
         temperatures: divisors of the logits before the softmax: "temperature", and with test-time augmentation
             "temperature_tta".
+        mirror_views: whether test-time augmentation shows mirror images as well.
     """
     return {
         "architecture": params.model_dump(),
         "normalisation": {"mean": statistics["channel_mean"], "std": statistics["channel_std"]},
         "classes": statistics["classes"],
         "input": "uint8 RGB (N, 3, 32, 32)",
+        "mirror_views": mirror_views,
         **temperatures,
     }
 
@@ -50,23 +54,29 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
     """
     try:
         config = upgrade_config(read_json(folder / CONFIG_FILE))
-        normalisation = config["normalisation"]
-        model = resnet.build_model(ModelParams(**config["architecture"]), normalisation["mean"], normalisation["std"])
+        params, normalisation = ModelParams(**config["architecture"]), config["normalisation"]
+        model = resnet.build_model(
+            params, normalisation["mean"], normalisation["std"], num_classes=len(config["classes"])
+        )
+        model.mirror_views = config["mirror_views"]
         weights = load_file(folder / WEIGHTS_FILE)
         model.load_state_dict({"std" if name == "deviation" else name: value for name, value in weights.items()})
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no usable model ({error}); run `dvc repro train`") from None
+        raise UserError(f"{folder}: no usable model ({error}); `dvc repro train` writes one to data/model") from None
     return model.to(target).eval(), config
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a model that an earlier version saved, with the present keys; registered models keep old ones."""
-    architecture = {RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()}
+    architecture = {"mirrored": False} | {
+        RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()
+    }
     normalisation = config["normalisation"]
     std = normalisation.get("std", normalisation.get("deviation"))
     return config | {
-        "architecture": {"mirrored": False} | architecture,
+        "architecture": architecture,
         "normalisation": {"mean": normalisation["mean"], "std": std},
+        "mirror_views": config.get("mirror_views", not architecture["mirrored"]),
     }
 
 

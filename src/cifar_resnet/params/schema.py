@@ -135,6 +135,11 @@ class TrainParams(Section):
     """The training recipe."""
 
     seed: NonNegativeInt = Field(description="Random seed of the weights, the image order and the augmentation.")
+    init: str = Field(
+        min_length=1,
+        description="Weights to start from: none (random), pretrained (those that come with the package) or the path "
+        "of a model's folder. The network must be the same; the last layer starts from random weights.",
+    )
     epochs: PositiveInt = Field(description="Number of passes over the training images.")
     batch_size: BatchSize = Field(description="Images per step.")
     low_resolution_epochs: NonNegativeInt = Field(

@@ -31,8 +31,8 @@ class BudgetSampler(BaseSampler):
     A sample depends on the seed, the number of the trial and, except for random, on the earlier trials.
     """
 
-    def __init__(self, params: Params) -> None:
-        self.params = params
+    def __init__(self, params: Params, num_classes: int) -> None:
+        self.params, self.num_classes = params, num_classes
         self.space = distributions(params)
 
     def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:  # noqa: ARG002
@@ -57,7 +57,7 @@ class BudgetSampler(BaseSampler):
                 else random_sampler.sample_independent(study, trial, name, distribution)
                 for name, distribution in search_space.items()
             }
-            if within_budget(self.params, sample):
+            if within_budget(self.params, sample, self.num_classes):
                 return sample
         limit = "null" if search.max_multiply_adds is None else f"{search.max_multiply_adds:,}"
         raise UserError(
@@ -122,19 +122,19 @@ def trial_params(params: Params, overrides: dict[str, Any]) -> Params:
     return with_overrides(params, overrides | budget)
 
 
-def model_size(model: ModelParams) -> tuple[int, int]:
+def model_size(model: ModelParams, num_classes: int) -> tuple[int, int]:
     """(parameters, multiply-adds per image) of a network, which is built on the meta device and needs no memory."""
-    return _model_size(model.model_dump_json())
+    return _model_size(model.model_dump_json(), num_classes)
 
 
 @cache
-def _model_size(model: str) -> tuple[int, int]:
+def _model_size(model: str, num_classes: int) -> tuple[int, int]:
     with torch.device("meta"):
-        network = resnet.ResNet(ModelParams.model_validate_json(model), [0.5] * 3, [0.25] * 3)
+        network = resnet.ResNet(ModelParams.model_validate_json(model), [0.5] * 3, [0.25] * 3, num_classes=num_classes)
     return resnet.num_parameters(network), resnet.multiply_adds(network)
 
 
-def within_budget(params: Params, sample: dict[str, Any]) -> bool:
+def within_budget(params: Params, sample: dict[str, Any], num_classes: int) -> bool:
     """Whether the sampled network is within the budget and valid, both as a trial and trained in full."""
     overrides = to_overrides(params, sample)
     try:
@@ -142,7 +142,7 @@ def within_budget(params: Params, sample: dict[str, Any]) -> bool:
         model = trial_params(params, overrides).model
     except ValueError:
         return False
-    parameters, multiply_adds = model_size(model)
+    parameters, multiply_adds = model_size(model, num_classes)
     limit = params.search.max_multiply_adds
     return parameters <= params.model.max_parameters and (limit is None or multiply_adds <= limit)
 

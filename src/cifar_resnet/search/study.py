@@ -47,17 +47,18 @@ class Study:
     Args:
         root: the project's folder; a relative path of SQLite starts there.
         params: all of params.yaml.
-        data: hash of the training images; None opens an existing study to read it.
+        data: hash of the training images and number of their classes; None opens an existing study to read it.
 
     Raises:
         UserError: if no network is within the budget, the database cannot be used, or the study is missing (with
             `data` None) or was created with another search space or another budget for a trial.
     """
 
-    def __init__(self, root: Path, params: Params, data: str | None = None) -> None:
+    def __init__(self, root: Path, params: Params, data: tuple[str, int] | None = None) -> None:
         self.params = params
         self.space = distributions(params)
-        self.sampler = BudgetSampler(params)
+        self.images_hash, self.num_classes = data or ("", 0)
+        self.sampler = BudgetSampler(params, self.num_classes)
         self.last_heartbeat = 0.0
         self.url = sqlalchemy.make_url(params.search.storage)
         self.is_local = self.url.drivername == "sqlite"
@@ -71,7 +72,7 @@ class Study:
             raise self._missing_study_error()
         self.storage, self.optuna_study = self._open(create=data is not None)
         if data is not None:
-            self._check_identity(study_identity(params, data))
+            self._check_identity(study_identity(params, self.images_hash))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -179,7 +180,7 @@ class Study:
             optuna_trial.set_user_attr("worker", f"{platform.node()}:{os.getpid()}")
         overrides = to_overrides(self.params, optuna_trial.params)
         params = trial_params(self.params, overrides)
-        trial = SearchTrial(optuna_trial, overrides, params, *model_size(params.model))
+        trial = SearchTrial(optuna_trial, overrides, params, *model_size(params.model, self.num_classes))
         self.set_user_attr(trial, "changes", overrides)
         self.set_user_attr(trial, "parameters", trial.parameters)
         self.set_user_attr(trial, "multiply_adds", trial.multiply_adds)

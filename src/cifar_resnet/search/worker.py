@@ -36,7 +36,8 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
     """
     disable_malloc_trim()
     data = load_search_data(root, params.search)
-    study = Study(root, params, file_hash(root / PREPARED / "train_images.npy"))
+    num_classes = len(data[2]["classes"])
+    study = Study(root, params, (file_hash(root / PREPARED / "train_images.npy"), num_classes))
     search_run = open_search_run(root, study)
     if search_run:
         end_run(root, search_run, "RUNNING")

@@ -102,7 +102,7 @@ def write_run(run: Run, root: Path, revision: Revision, folder: Path, history: l
     text, provenance = (folder / "params.yaml").read_text(encoding="utf-8"), read_provenance(folder)
     run.log_params({name: values for name, values in params_to_log(folder).items() if name in {"model", "train"}})
     if (folder / STATISTICS).exists():
-        run.log_input("CIFAR-10 train", provenance["train_data"], read_json(folder / STATISTICS)["source"])
+        run.log_train_data(read_json(folder / STATISTICS)["source"], provenance["train_data"])
     for record in history:
         run.log_epoch(record.metrics(), record.epoch)
     run.log_artifact(folder / HISTORY)

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.time import get_current_time_millis
 
+from cifar_resnet.data.dataset_name import dataset_name
 from cifar_resnet.files import read_json
 from cifar_resnet.params.file import flatten
 from cifar_resnet.progress import progress_bar
@@ -69,8 +70,10 @@ class Run:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         self._write("log_artifact", local_path=str(path), artifact_path=folder)
 
-    def log_input(self, name: str, digest: str, address: str) -> None:
-        data = mlflow.data.meta_dataset.MetaDataset(HTTPDatasetSource(address), name=name, digest=digest)
+    def log_train_data(self, source: str, digest: str) -> None:
+        """Log the training images, with the source and the hash of statistics.json and train_images.npy."""
+        name = f"{dataset_name(source)} train"
+        data = mlflow.data.meta_dataset.MetaDataset(HTTPDatasetSource(source), name=name, digest=digest)
         context = InputTag("mlflow.data.context", "training")
         self._write("log_inputs", datasets=[DatasetInput(data._to_mlflow_entity(), [context])])
 

@@ -20,6 +20,7 @@ from cifar_resnet.params.schema import ModelParams, TrainParams
 from cifar_resnet.training import learning_rate, optimizer
 from cifar_resnet.training.distributed import World, convert_sync_batch_norm
 from cifar_resnet.training.history import EpochRecord, StepRecord
+from cifar_resnet.training.initial_weights import InitialWeights
 from cifar_resnet.training.loader import BatchLoader
 
 WHITENING_IMAGES = 5_000
@@ -69,15 +70,24 @@ def init_train_state(
     training: Images,
     statistics: dict[str, Any],
     world: World,
+    *,
+    initial: InitialWeights | None = None,
 ) -> TrainState:
     """The state of an untrained network on the device of `world`; the images determine its whitening filters.
 
     Args:
         statistics: the content of statistics.json.
+        initial: the weights to start from, except for those of the last layer.
     """
     torch.manual_seed(params.seed)
-    model = resnet.build_model(model_params, statistics["channel_mean"], statistics["channel_std"])
-    resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    model = resnet.build_model(
+        model_params, statistics["channel_mean"], statistics["channel_std"], num_classes=len(statistics["classes"])
+    )
+    if initial:
+        initial.load_into(model)
+    else:
+        resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+    model.mirror_views = params.flip != "none" and not model_params.mirrored
     if params.sync_batch_norm:
         convert_sync_batch_norm(model, world)
     return TrainState(model.to(world.device), params)
