@@ -33,7 +33,7 @@ PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pill
 EXPORTED_REQUIREMENT = "onnxruntime"  # of versions with an exported file
 TRAIN_IMAGES = "data/prepared/train_images.npy"
 IDENTITY = ("model", "test_data")  # of a version
-MODEL_DESCRIPTION = "Residual networks that classify CIFAR-10 images. The alias champion marks the best version."
+MODEL_DESCRIPTION = "Residual networks that classify images of 32x32 pixels. The alias champion marks the best version."
 MODEL_FILES = {"MLmodel", "code", Path(served_model.__file__).name}
 
 
