@@ -213,6 +213,13 @@ def test_a_study_created_with_another_space_or_budget_is_an_error(tmp_path: Path
     assert make_study(tmp_path, epochs=3, study="second").results() == []
 
 
+def test_a_study_of_an_earlier_version_is_continued_and_one_from_other_weights_is_not(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    assert "train.init" not in study.optuna_study.user_attrs["made_with"]
+    with pytest.raises(UserError, match=r"was created with other values of train.init;"):
+        Study(tmp_path, tiny_params(train={"init": "pretrained"}), ("data", 10))
+
+
 def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for storage in ("postgresql://me:secret@127.0.0.1:9/none", f"sqlite:///{tmp_path}/file/search.db"):

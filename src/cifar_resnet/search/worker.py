@@ -35,8 +35,8 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
         KeyboardInterrupt: after SIGINT or SIGTERM; the running trial is queued again.
     """
     disable_malloc_trim()
-    data = load_search_data(root, params.search)
-    num_classes = len(data[2]["classes"])
+    data = load_search_data(root, params)
+    num_classes = len(data.statistics["classes"])
     study = Study(root, params, (file_hash(root / PREPARED / "train_images.npy"), num_classes))
     search_run = open_search_run(root, study)
     if search_run:
