@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
 
+from cifar_resnet.data.dataset import Images
 from cifar_resnet.device import disable_malloc_trim
 from cifar_resnet.errors import stop_on_signal
 from cifar_resnet.files import file_hash
@@ -33,10 +35,18 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM; the running trial is queued again.
+        UserError: if the study's database or MLflow cannot be used.
     """
     disable_malloc_trim()
     data = load_search_data(root, params.search)
     study = Study(root, params, file_hash(root / PREPARED / "train_images.npy"))
+    with study.require_storage():
+        run_trials(root, study, data, limit=limit, minutes=minutes)
+    return study
+
+
+def run_trials(root: Path, study: Study, data: tuple[Images, Images, Any], *, limit: int, minutes: float) -> None:
+    """The trials of this worker, in a run of MLflow."""
     search_run = open_search_run(root, study)
     if search_run:
         end_run(root, search_run, "RUNNING")
@@ -57,7 +67,6 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
         finally:
             if search_run:
                 end_run(root, search_run, search_status(study, limit))
-    return study
 
 
 def open_search_run(root: Path, study: Study) -> str | None:
