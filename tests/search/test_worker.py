@@ -4,9 +4,11 @@ import csv
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,19 @@ def test_a_search_trains_its_trials_and_logs_them_to_mlflow(
         table = list(csv.DictReader(stream))
     assert [row["outcome"] for row in table] == [result.outcome for result in results]
     assert [row["train.filter_lr"] for row in table] == [str(result.overrides["train.filter_lr"]) for result in results]
+
+
+def test_a_database_that_fails_between_two_trials_ends_the_search_with_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_table(*_: object) -> None:
+        with closing(sqlite3.connect(root / "search.db")) as database, database:
+            database.execute("drop table trials")
+
+    root = create_project(tmp_path, project, search={"trials": 2}, tracking={"enabled": False})
+    monkeypatch.setattr("cifar_resnet.search.worker.run_trial", lose_the_table)
+    with pytest.raises(UserError, match=r"search.storage: .*/search.db cannot be used .*; fix this and run the same"):
+        run(monkeypatch, root)
 
 
 def test_sigint_queues_the_running_trial_again(project: Path, tmp_path: Path) -> None:
