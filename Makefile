@@ -70,6 +70,7 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
 	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'
+	@python -m cifar_resnet.versioning.temporary_copy $(options) $(MORE)
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
 # DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.

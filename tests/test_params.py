@@ -112,6 +112,15 @@ def test_the_committed_file_is_valid() -> None:
             "mysql://x/y",
             "params.yaml: search.storage is 'mysql://x/y': string should match pattern",
         ),
+        ("download", "dataset", "own", "params.yaml: download.dataset is 'own': input should be 'cifar10' or 'folder'"),
+        ("download", "folder", "", "params.yaml: download.folder is '': string should have at least 1 character"),
+        ("preprocess", "test_share", 0.0, "params.yaml: preprocess.test_share is 0.0: input should be greater than 0"),
+        (
+            "preprocess",
+            "test_share",
+            0.95,
+            "params.yaml: preprocess.test_share is 0.95: with validation_share 0.1 it leaves no training images",
+        ),
         ("download", "sources", [], "params.yaml: download.sources is []: list should have at least 1 item"),
     ],
 )

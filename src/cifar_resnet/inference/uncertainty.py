@@ -10,8 +10,8 @@ from cifar_resnet.inference.familiarity import UNFAMILIAR_SHARE
 METRICS_FILE, RELIABILITY_FILE = "metrics.json", "reliability.csv"
 MIN_IMAGES = 20  # of a bin of confidence; fewer say little
 UNFAMILIAR = (
-    "**This picture looks unlike the training images: do not rely on the answer.** The network knows ten classes and "
-    f"always answers with one of them. {UNFAMILIAR_SHARE:.0%} of the pictures of these classes look as unusual."
+    "**This picture looks unlike the training images: do not rely on the answer.** The network always "
+    f"answers with one of its classes. {UNFAMILIAR_SHARE:.0%} of the pictures of these classes look as unusual."
 )
 
 

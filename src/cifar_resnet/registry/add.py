@@ -1,5 +1,6 @@
 """Register the pretrained weights, with the evidence that comes with them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
+        "classes": json.dumps(config["classes"]),
         "test_correct": encode_mask(labels == predicted),
         "model": file_hash(pretrained.FOLDER / WEIGHTS_FILE),
     }
