@@ -27,7 +27,8 @@ MODEL = "data/model"
 EVALUATION = "data/evaluation"
 REGISTRY = "data/registry"
 INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{CONFIG_FILE}",
-          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv", f"{PREPARED}/statistics.json",
+          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv", f"{EVALUATION}/reliability.csv",
+          f"{PREPARED}/statistics.json",
           *(f"{EVALUATION}/{table}.csv" for table in TABLES))  # fmt: skip
 
 
@@ -74,6 +75,7 @@ def register(root: Path, policy: RegisterParams, card: str) -> Decision:
         version = register_version(
             mlflow_run,
             root / MODEL,
+            root / EVALUATION,
             name=policy.model_name,
             evidence=evidence,
             card=card,

@@ -111,6 +111,9 @@ def test_results_are_read_from_git_and_dvc(
     (tmp_path / LOGITS).unlink()
     with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `dvc repro evaluate`"):
         read_result(tmp_path, "workspace")
+    shutil.rmtree(tmp_path / ".dvc/cache")  # as in a clone
+    with pytest.raises(UserError, match=r"HEAD: no data/evaluation/logits.npy \(neither in Git nor in DVC's cache\);"):
+        read_result(tmp_path, "HEAD")
 
 
 def test_the_pretrained_weights_are_compared_with_a_revision(

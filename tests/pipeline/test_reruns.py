@@ -69,6 +69,11 @@ def test_a_new_model_reruns_every_later_stage(committed: Path) -> None:
         assert changed_stages(committed, "evaluate", "register", "predict") == {"evaluate", "register", "predict"}
 
 
+def test_a_new_picture_of_yours_reruns_download(committed: Path) -> None:
+    with edited(committed / "data/own/cat/new.png"):
+        assert changed_stages(committed) == {"download"}
+
+
 @pytest.mark.parametrize(
     ("path", "stages"), [("training/augment.py", {"train"}), ("evaluation/plots.py", {"evaluate"})]
 )

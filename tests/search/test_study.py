@@ -230,6 +230,19 @@ def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_database_that_fails_later_is_one_line(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "search.db")) as database, database:
+        database.execute("drop table trials")
+    with pytest.raises(UserError) as caught, study.require_storage():
+        study.ask(1)
+    message = str(caught.value)
+    assert message.startswith(f"search.storage: {tmp_path}/search.db cannot be used (")
+    assert "no such table: trials" in message
+    assert message.endswith("); fix this and run the same command again")
+    assert "\n" not in message
+
+
 def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Path) -> None:
     root = tmp_path / "it's a #1"
     with pytest.raises(UserError) as caught:

@@ -4,9 +4,11 @@ import csv
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,19 @@ def test_a_search_trains_its_trials_and_logs_them_to_mlflow(
     assert [row["train.filter_lr"] for row in table] == [str(result.overrides["train.filter_lr"]) for result in results]
 
 
+def test_a_database_that_fails_between_two_trials_ends_the_search_with_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_table(*_: object) -> None:
+        with closing(sqlite3.connect(root / "search.db")) as database, database:
+            database.execute("drop table trials")
+
+    root = create_project(tmp_path, project, search={"trials": 2}, tracking={"enabled": False})
+    monkeypatch.setattr("cifar_resnet.search.worker.run_trial", lose_the_table)
+    with pytest.raises(UserError, match=r"search.storage: .*/search.db cannot be used .*; fix this and run the same"):
+        run(monkeypatch, root)
+
+
 def test_sigint_queues_the_running_trial_again(project: Path, tmp_path: Path) -> None:
     root = create_project(tmp_path, project, search={"trials": 2, "epochs": 200, "pruner": "none"})
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
@@ -187,6 +202,15 @@ def test_apply_keeps_the_comments_of_params(tmp_path: Path) -> None:
     changed = [line for line in difference.splitlines() if line.startswith("+") and not line.startswith("+++")]
     pairs = zip(before.splitlines(), after.splitlines(), strict=True)
     assert len(changed) == sum(old != new for old, new in pairs) == 7
+
+
+def test_apply_keeps_the_line_ends_of_params(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8", newline="\r\n")
+    apply_trial(tmp_path, load_params(tmp_path / "params.yaml"), FINISHED)
+    content = (tmp_path / "params.yaml").read_bytes()
+    assert b"epochs" in content
+    assert content.count(b"\n") == content.count(b"\r\n") == len(text.splitlines())
 
 
 def comments(text: str) -> list[tuple[int, str]]:

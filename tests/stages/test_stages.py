@@ -19,7 +19,7 @@ from PIL import Image
 
 from cifar_resnet.data import cifar10
 from cifar_resnet.device import select_device, select_dtype
-from cifar_resnet.errors import UserError
+from cifar_resnet.errors import UserError, run
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import load_model, save_model
@@ -41,6 +41,88 @@ def test_download_writes_six_verified_files(tmp_path: Path, monkeypatch: pytest.
     assert written == md5
 
 
+def write_photos(folder: Path, per_class: int, seed: int) -> None:
+    """Pictures of the tiny data as PNG files of 40 x 30 pixels, one folder for each class."""
+    images = tiny_images(per_class, seed)
+    for number, (pixels, label) in enumerate(zip(images.pixels, images.labels.tolist(), strict=True)):
+        path = folder / cifar10.CLASSES[label].title() / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).resize((40, 30)).save(path)
+
+
+def test_own_pictures_become_arrays_of_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "photos", per_class=10, seed=1)
+    for path in sorted((tmp_path / "photos/Ship").iterdir())[:3]:
+        path.unlink()
+    (tmp_path / "photos/Cat/broken.png").write_bytes(b"text")
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    write_raw(tmp_path / "data/raw")  # a download of CIFAR-10 before
+    stage("download").main(tmp_path)
+    output = capsys.readouterr()
+    assert output.out == "download: 97 pictures of 10 classes from photos -> data/raw, 1 skipped\n"
+    assert output.err.startswith("skipped: photos/Cat/broken.png: not readable: not a picture")
+    assert {path.suffix for path in (tmp_path / "data/raw").iterdir()} == {".npy", ".csv", ".json"}
+    stage("preprocess").main(tmp_path)
+    assert capsys.readouterr().out == (
+        "preprocess: 68 train, 10 validation, 19 test images -> data/prepared; "
+        "10 classes of unequal size: 7 images of Ship to 10 of Airplane\n"
+    )
+    statistics = json.loads((tmp_path / "data/prepared/statistics.json").read_text())
+    assert statistics["source"] == "photos"
+    assert statistics["classes"] == [name.title() for name in cifar10.CLASSES]
+    assert statistics["images_per_class"]["test"]["Ship"] == 1
+    for name, count in statistics["images"].items():
+        assert np.load(tmp_path / f"data/prepared/{name}_images.npy", allow_pickle=False).shape == (count, 3, 32, 32)
+        assert np.load(tmp_path / f"data/prepared/{name}_labels.npy", allow_pickle=False).dtype == np.int64
+    manifest = rows(tmp_path / "data/raw/manifest.csv")
+    hashes = {row["file"]: row["md5"] for row in manifest}
+    assert len(hashes) == len(manifest) == 97
+    for file, md5 in hashes.items():
+        assert hashlib.md5((tmp_path / "photos" / file).read_bytes()).hexdigest() == md5
+
+
+def test_preprocess_refuses_a_picture_in_two_splits_and_reports_copies_within_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, split in enumerate(("train", "test")):
+        write_photos(tmp_path / "photos" / split, per_class=5, seed=seed)
+    cats = sorted((tmp_path / "photos/train/Cat").iterdir())
+    shutil.copy(cats[0], cats[0].with_name("copy.png"))
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    for name in ("download", "preprocess"):
+        stage(name).main(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "download: 51 train, 50 test pictures of 10 classes from photos -> data/raw"
+    assert lines[1] == f"preprocess: 1 copy within a split: train/Cat/{cats[0].name} = train/Cat/copy.png"
+    shutil.copy(cats[1], tmp_path / "photos/test/Dog/copy.png")
+    stage("download").main(tmp_path)
+    with pytest.raises(
+        UserError, match=f"in two splits; delete one of each pair: train/Cat/{cats[1].name} = test/Dog/c"
+    ):
+        stage("preprocess").main(tmp_path)
+
+
+def test_a_single_class_is_an_error_of_download(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", per_class=1, seed=1)
+    for folder in sorted((tmp_path / "photos").iterdir())[1:]:
+        shutil.rmtree(folder)
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    command = [sys.executable, str(ROOT / "stages/download.py")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "download: photos: a single class found (Airplane), at least two needed\n"
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_unreadable_picture_is_an_error_of_download_if_strict(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", per_class=1, seed=1)
+    (tmp_path / "photos/Cat/broken.png").write_bytes(b"text")
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos", "strict": True})
+    with pytest.raises(UserError, match=r"^photos/Cat/broken.png: not readable: .*download.strict: false skips"):
+        stage("download").main(tmp_path)
+    assert not (tmp_path / "data").exists()
+
+
 def test_preprocess_writes_arrays_and_statistics(project: Path) -> None:
     prepared = project / "data/prepared"
     shapes = {path.name: np.load(path, allow_pickle=False).shape for path in prepared.glob("*.npy")}
@@ -51,6 +133,21 @@ def test_preprocess_writes_arrays_and_statistics(project: Path) -> None:
     assert statistics["images"] == {"train": 180, "validation": 20, "test": 40}
     assert statistics["images_per_class"]["validation"]["cat"] == 2
     assert statistics["classes"] == list(cifar10.CLASSES)
+
+
+def test_a_stage_that_cannot_write_ends_with_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("model", "prepared"):
+        (tmp_path / "data" / name).symlink_to(project / "data" / name)
+    (tmp_path / "data/predictions").write_text("a file, where a folder is needed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as raised:
+        run(stage("predict").main, "predict")
+    table = tmp_path / "data/predictions/predictions.csv"
+    assert raised.value.code == f"predict: {table}: cannot be used (Not a directory)"
 
 
 def test_train_writes_weights_config_and_history(project: Path) -> None:

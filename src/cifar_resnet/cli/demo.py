@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
-    from cifar_resnet.evaluation.uncertainty import Reliability
     from cifar_resnet.inference.model import Model
+    from cifar_resnet.inference.uncertainty import Reliability
 
     Models = dict[str, tuple[Model, Reliability]]
 
@@ -54,8 +54,8 @@ def demo_command(root: Path, arguments: Namespace) -> int:
 def load_models(root: Path) -> Models:
     """The models of MODELS that exist: by their description, each model and what is known about its predictions."""
     from cifar_resnet.device import select_device
-    from cifar_resnet.evaluation.uncertainty import read_reliability
     from cifar_resnet.inference.model import Model
+    from cifar_resnet.inference.uncertainty import read_reliability
     from cifar_resnet.registry.load import find_model
 
     models = {}
@@ -105,7 +105,7 @@ def classes_text(models: Models) -> str:
 
 def answer(models: Models, path: str | None, name: str) -> tuple[Any, ...]:
     """The values of the page's outputs: a sentence, probabilities by class, and two images uint8 (320, 320, 3)."""
-    from cifar_resnet.evaluation.explanation import explain
+    from cifar_resnet.inference.explanation import explain
     from cifar_resnet.inference.image_reader import read_picture
 
     if path is None:

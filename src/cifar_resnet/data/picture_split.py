@@ -109,8 +109,12 @@ def check_copies(dataset: RawDataset) -> list[str]:
             "the same picture, after scaling to 32 x 32 pixels, is in two splits; delete one of each pair: "
             + pairs_text(across)
         )
-    lines = [f"{len(across):,} copies of images in another split, as published"] if across else []
-    return lines + ([f"{len(within):,} copies within a split: {pairs_text(within)}"] if within else [])
+    lines = [f"{copies_text(len(across))} of images in another split, as published"] if across else []
+    return lines + ([f"{copies_text(len(within))} within a split: {pairs_text(within)}"] if within else [])
+
+
+def copies_text(number: int) -> str:
+    return "1 copy" if number == 1 else f"{number:,} copies"
 
 
 def pairs_text(pairs: list[str]) -> str:

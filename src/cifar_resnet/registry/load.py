@@ -17,13 +17,13 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.backend import EXPORTED_FILE, EXPORTED_SUFFIX, WEIGHTS_FILE
+from cifar_resnet.inference.uncertainty import METRICS_FILE
 
 if TYPE_CHECKING:
     from cifar_resnet.device import Device
     from cifar_resnet.inference.model import Model
 
 MODEL = "data/model"
-METRICS_FILE = "metrics.json"
 URI_SCHEMES = ("models:/", "runs:/")
 
 
