@@ -1,10 +1,12 @@
-"""How well scores tell pictures of none of the ten classes from CIFAR-10's: `python benchmarks/familiarity.py`.
+"""How well scores tell pictures of none of the ten classes from CIFAR-10's: `python benchmarks/familiarity.py MODEL`.
 
-Needs scikit-image (pip install scikit-image) for its sample photos, and the trained model in data/model. Prints for
-every score the AUROC on each kind of picture and, after the slash, the share of these pictures below the threshold: the
-5 % quantile of the validation images. The column `test` has the share of the test images below it: false alarms.
+MODEL is named as for `cifar-resnet predict`, for example pretrained. Needs data/prepared, and scikit-image
+(pip install scikit-image) for its sample photos. Prints for every score the AUROC on each kind of picture and, after
+the slash, the share of these pictures below the threshold: the 5 % quantile of the validation images. The column
+`test` has the share of the test images below it: false alarms.
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +26,7 @@ from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.resnet import ResNet
 from cifar_resnet.models.saved_model import fitted_temperature, load_model
+from cifar_resnet.registry.load import find_model
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (Path(skimage.__file__).parent / "data", Path(datasets.__file__).parent / "images",
@@ -107,7 +110,8 @@ def scores(
 
 
 def main() -> None:
-    model, config = load_model(ROOT / "data/model", select_device())
+    with find_model(ROOT, sys.argv[1]) as found:
+        model, config = load_model(found.folder, select_device())
     prepared = ROOT / "data/prepared"
     train = read_split(prepared, "train").take(np.arange(TRAIN_IMAGES))
     known = features(model, train.pixels)

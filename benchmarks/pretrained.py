@@ -20,9 +20,10 @@ from cifar_resnet.files import file_hash, read_json, write_json
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.inference.uncertainty import METRICS_FILE, RELIABILITY_FILE
 from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, load_model, save_model
 from cifar_resnet.registry.card import CARD_FILE
-from cifar_resnet.registry.load import METRICS_FILE, NamedModel, find_model
+from cifar_resnet.registry.load import NamedModel, find_model
 
 PREPARED = "data/prepared"
 MAX_BYTES = 11_000_000  # of the folder
@@ -97,7 +98,7 @@ def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
             raise UserError(f"{source.name}: half precision changes {name} by more than {100 * MAX_CHANGE:.1f} points")
     probabilities = softmax(plain, temperature)
     write_json(folder / METRICS_FILE, before | metrics | {"model_bytes": (folder / WEIGHTS_FILE).stat().st_size})
-    write_csv_table(folder / "reliability.csv", reliability(test.labels, probabilities))
+    write_csv_table(folder / RELIABILITY_FILE, reliability(test.labels, probabilities))
     pretrained.write_test_predictions(folder, test.labels, probabilities)
     card = source.evaluation.parent / "registry" / CARD_FILE
     if not card.exists():

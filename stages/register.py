@@ -1,5 +1,6 @@
 """data/model + data/evaluation -> register -> data/registry: model card, version in MLflow, perhaps the champion."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ MODEL = "data/model"
 EVALUATION = "data/evaluation"
 REGISTRY = "data/registry"
 INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{CONFIG_FILE}",
-          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv", f"{PREPARED}/statistics.json",
+          f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv", f"{EVALUATION}/reliability.csv",
+          f"{PREPARED}/statistics.json",
           *(f"{EVALUATION}/{table}.csv" for table in TABLES))  # fmt: skip
 
 
@@ -54,7 +56,8 @@ def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
 
 def register(root: Path, policy: RegisterParams, card: str) -> Decision:
     """Register the model with its evidence and its card, and promote it if the policy allows."""
-    provenance = read_json(root / MODEL / CONFIG_FILE)["provenance"]
+    config = read_json(root / MODEL / CONFIG_FILE)
+    provenance = config["provenance"]
     metrics = read_json(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
     mlflow_run = get_run(root, provenance["mlflow_run"])
@@ -62,6 +65,7 @@ def register(root: Path, policy: RegisterParams, card: str) -> Decision:
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
+        "classes": json.dumps(config["classes"]),
         "train_data": provenance["train_data"],
         "test_data": file_hash(root / PREPARED / "test_images.npy"),
         "test_correct": encode_mask(read_correct_mask(root / EVALUATION / "predictions.csv")),
@@ -71,6 +75,7 @@ def register(root: Path, policy: RegisterParams, card: str) -> Decision:
         version = register_version(
             mlflow_run,
             root / MODEL,
+            root / EVALUATION,
             name=policy.model_name,
             evidence=evidence,
             card=card,

@@ -37,6 +37,7 @@ TINY = {
         "low_resolution_epochs": 1,
         "low_resolution": 24,
         "ema_decay": 0.5,
+        "noise_probability": 0,
     },
     "evaluate": {"batch_size": 20},
     "register": {"min_accuracy": 0.5},

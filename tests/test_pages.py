@@ -127,3 +127,12 @@ def test_every_key_that_a_page_names_exists(page: Path) -> None:
     files = {name for name in names if name.endswith((".json", ".safetensors", ".db", ".onnx"))}
     known = {f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys} | SEARCH_ONLY | MISSPELLED
     assert names - files <= known
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "docs/quickstart.md"], ids=lambda page: page.name)
+def test_the_first_pages_compare_only_networks_that_a_clone_has(page: Path) -> None:
+    """The logits of HEAD are not in Git."""
+    names = set(re.findall(r"\b[AB]=(\S+?)(?=[`\s])", text_of(page)))
+    created = set(re.findall(r"--name (\w+)|make (quick)", text_of(page)))
+    assert names
+    assert names <= {"pretrained", "workspace", *(name for pair in created for name in pair)}

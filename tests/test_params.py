@@ -163,10 +163,39 @@ def test_the_message_has_a_line_for_every_mistake(tmp_path: Path) -> None:
     assert len(str(caught.value).splitlines()) == 2
 
 
-def test_invalid_yaml_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "params.yaml").write_text("train: [1")
-    with pytest.raises(UserError, match="not valid YAML"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"train: [1", "not valid YAML: line 1, column 10: expected ',' or ']', but got '<stream end>'"),
+        (b"train:\n\tseed: 0\n", "not valid YAML: line 2, column 1: found character '\\t' that cannot start any token"),
+        (
+            b"a: 1\na: 2\n",
+            'not valid YAML: line 2, column 1: found duplicate key "a" with value "2" (original value: "1")',
+        ),
+        ("a: ä".encode("latin-1"), "not valid YAML: not UTF-8 text; save it with this encoding"),
+        ("a: b".encode("utf-16"), "not valid YAML: not UTF-8 text; save it with this encoding"),
+        (b"", "sections needed, for example `train:`; nothing found"),
+        (b"- train", "sections needed, for example `train:`; other values found"),
+    ],
+)
+def test_a_file_without_sections_is_an_error_that_names_the_place(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "params.yaml").write_bytes(content)
+    with pytest.raises(UserError) as caught:
         load_params(tmp_path / "params.yaml")
+    assert str(caught.value) == f"params.yaml: {message}"
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(UserError, match=r"params.yaml: cannot be read \(Is a directory\)"):
+        load_params(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("start", ["\ufeff", ""])
+def test_a_file_of_a_windows_editor_is_read(tmp_path: Path, start: str) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(start + text, encoding="utf-8", newline="\r\n")
+    assert load_params(tmp_path / "params.yaml") == load_params(ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize(("number", "value"), [("1e-05", 0.00001), ("5e-4", 0.0005)])

@@ -74,8 +74,10 @@ def test_a_venv_can_be_made_portable_twice(tmp_path: Path) -> None:
 
 def test_programs_of_the_venv_start_with_the_variables_of_the_package(tmp_path: Path) -> None:
     create_project_with_venv(tmp_path)
-    command = '.venv/bin/python -c \'import os, sys; print(os.environ.get("GIT_DIR"), "cifar_resnet" in sys.modules)\''
-    assert shell(command, tmp_path, GIT_DIR="/other/.git").stdout == "None False\n"
+    names = '[os.environ.get(name) for name in ("GIT_DIR", "MLFLOW_TRACKING_URI")]'
+    command = f".venv/bin/python -c 'import os, sys; print({names}, \"cifar_resnet\" in sys.modules)'"
+    variables = {"GIT_DIR": "/other/.git", "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db\r\n"}
+    assert shell(command, tmp_path, **variables).stdout == "[None, 'sqlite:///mlflow.db'] False\n"
 
 
 @pytest.mark.parametrize("program", ["stages/train.py", "stages/evaluate.py", "src/cifar_resnet/__main__.py"])

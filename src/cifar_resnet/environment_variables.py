@@ -6,8 +6,11 @@ OpenMP threads sleep at barriers instead of spinning. Spinning threads block the
 other busy process, prediction takes five times as long. DVC needs a user name, and an author for the commits of its
 experiments; a container may have neither.
 
+White space around MLFLOW_TRACKING_URI, for example the end of a line, would become part of a file's name.
+
 Every program of .venv runs this file at its start (.ci/portable_venv.py), so it imports nothing of this package.
-In the programs of this project, which import it, a missing package of the extra `train` is an error of one line.
+In the programs of this project, which import it, a missing package of the extra `train` is an error of one line, and so
+is Ctrl-C before `errors.run`.
 """
 
 import getpass
@@ -38,6 +41,9 @@ for name, value in (
 ):
     os.environ.setdefault(name, value)
 
+if "MLFLOW_TRACKING_URI" in os.environ:
+    os.environ["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"].strip()
+
 try:
     getpass.getuser()
 except (KeyError, OSError):  # /etc/passwd does not have the user
@@ -62,15 +68,18 @@ TRAIN_PACKAGES = {  # of pyproject.toml's extra, as code imports them
 }
 
 
-def report_missing_package(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Like sys.__excepthook__, but a missing package of TRAIN_PACKAGES has one line, which says what to install."""
+def report_in_one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Like sys.__excepthook__, but one line for Ctrl-C, and for a missing package of TRAIN_PACKAGES."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-    if package not in TRAIN_PACKAGES:
-        sys.__excepthook__(kind, error, traceback)
-        return
     program = os.path.basename(sys.argv[0]).removesuffix(".py").replace("__main__", "cifar-resnet")  # noqa: PTH119
-    sys.stderr.write(f"{program}: {package} is not installed; run `make setup`, or pip install 'cifar-resnet[train]'\n")
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write(f"{program}: interrupted; run the same command again\n")
+    elif package in TRAIN_PACKAGES:
+        advice = "run `make setup`, or pip install 'cifar-resnet[train]'"
+        sys.stderr.write(f"{program}: {package} is not installed; {advice}\n")
+    else:
+        sys.__excepthook__(kind, error, traceback)
 
 
 if __name__ == "cifar_resnet.environment_variables":  # imported by a program of this project
-    sys.excepthook = report_missing_package
+    sys.excepthook = report_in_one_line

@@ -1,5 +1,6 @@
 """Errors that a user can fix (one line, exit code 1, no traceback), and signals."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -16,8 +17,8 @@ class UserError(Exception):
 def run(main: Callable[[Path], int | None], name: str = "") -> None:
     """Run a stage or command in the current folder and exit with the code that it returns.
 
-    A UserError prints its message and exits with code 1. SIGTERM acts as an interrupt. Messages start with `name`, by
-    default the name of the script.
+    A UserError prints its message and exits with code 1; so does an OSError, for example of a full disk. SIGTERM acts
+    as an interrupt. Messages start with `name`, by default the name of the script.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # file names may have characters that the encoding of a pipe has not
@@ -25,11 +26,28 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
             stream.reconfigure(errors="backslashreplace")
     name = name or Path(sys.argv[0]).stem
     try:
-        sys.exit(main(Path.cwd()))
+        code = main(Path.cwd())
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt as interrupt:
         sys.exit(f"{name}: interrupted; {interrupt or 'run the same command again'}")
+    except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
+        sys.exit(1)
+    except OSError as error:
+        path = error.filename2 or error.filename
+        sys.exit(f"{name}: {f'{path}: cannot be used ({error.strerror})' if path else error}")
+    finally:
+        _discard_unwritable_stdout()
+    sys.exit(code)
+
+
+def _discard_unwritable_stdout() -> None:
+    """Python would write at its end what stdout, a closed pipe or full disk, has already refused."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 from conftest import tiny_images
 from PIL import Image
 
+from cifar_resnet import errors
 from cifar_resnet.cli import main as command
 from cifar_resnet.cli.predict import SOME_SKIPPED
 from cifar_resnet.errors import UserError
@@ -202,20 +203,20 @@ def test_the_device_is_checked_before_the_model(photos: Path, monkeypatch: pytes
 def test_a_system_error_is_one_line_with_the_file_if_there_is_one(
     error: OSError, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(_: Path) -> None:
         raise error
 
-    monkeypatch.setattr("cifar_resnet.registry.load.find_model", fail)
-    with pytest.raises(UserError) as raised:
-        run(monkeypatch, tmp_path, "predict", "a.png")
-    assert str(raised.value) == message
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as raised:
+        errors.run(fail, "predict")
+    assert raised.value.code == f"predict: {message}"
 
 
 def test_an_output_that_cannot_be_written_is_an_error(
     project: Path, model_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ("predict", photos, "--model", model_path, "--output", photos)
-    with pytest.raises(UserError, match=r"photos: cannot be used \(Is a directory\)"):
+    with pytest.raises(IsADirectoryError):
         run(monkeypatch, project, *arguments)
     assert len(list(photos.iterdir())) == 2
 

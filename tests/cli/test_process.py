@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from cifar_resnet import __version__
@@ -73,6 +75,20 @@ def test_script_and_module_behave_alike(tmp_path: Path) -> None:
     assert error[2].startswith("cifar-resnet: ")
     assert "model data/model not found" in error[2]
     assert len(error[2].splitlines()) == 1
+
+
+def test_a_full_disk_behind_stdout_is_an_error_of_one_line(tmp_path: Path) -> None:
+    code = "from cifar_resnet.errors import run; run(lambda _: print('a' * 100_000), 'predict')"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "predict: [Errno 28] No space left on device\n")
+
+
+def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
+    code = "import os, signal, sys; sys.argv[0] = 'stages/train.py'; import cifar_resnet.environment_variables"
+    command = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), signal.SIGINT)"]
+    expected = (-signal.SIGINT, "", "train: interrupted; run the same command again\n")
+    assert run(tmp_path, command, PYTHONPATH=str(ROOT / "src")) == expected
 
 
 def test_a_device_that_is_not_available_is_an_error_of_one_line(project: Path, photos: Path) -> None:

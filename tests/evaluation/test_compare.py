@@ -1,7 +1,9 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from cifar_resnet.evaluation.compare import (
     plot_differences,
     read_result,
 )
-from cifar_resnet.files import write_json
+from cifar_resnet.files import file_hash, write_json
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
@@ -102,12 +104,16 @@ def test_results_are_read_from_git_and_dvc(
     assert command.main(tmp_path) == 0
     assert "correct: both 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert (head.images_md5, read_result(tmp_path, "workspace").images_md5) == (file_hash(tmp_path / IMAGES),) * 2
     with pytest.raises(UserError, match=r"nonsense: no data/model/model.json"):
         read_result(tmp_path, "nonsense")
     (tmp_path / CONFIG).write_text(json.dumps({"classes": CLASSES}))
     (tmp_path / LOGITS).unlink()
     with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `dvc repro evaluate`"):
         read_result(tmp_path, "workspace")
+    shutil.rmtree(tmp_path / ".dvc/cache")  # as in a clone
+    with pytest.raises(UserError, match=r"HEAD: no data/evaluation/logits.npy \(neither in Git nor in DVC's cache\);"):
+        read_result(tmp_path, "HEAD")
 
 
 def test_the_pretrained_weights_are_compared_with_a_revision(
@@ -124,8 +130,21 @@ def test_the_pretrained_weights_are_compared_with_a_revision(
         assert command.main(project) == 0
         expected = f"{names[0]}: {accuracy:.2%}, {names[1]}: {accuracy:.2%} of 40 test images"
         assert capsys.readouterr().out.splitlines()[0] == expected
-    with pytest.raises(UserError, match="pretrained and other were evaluated on different test data"):
+    message = r"pretrained and other know different classes \(airplane, automobile, bird and 7 more; cat, dog, owl\)"
+    with pytest.raises(UserError, match=message) as raised:
         comparison_report(read_result(project, "pretrained"), make_result("other", FIRST))
+    assert "\n" not in str(raised.value)
+
+
+def test_results_on_other_test_images_with_the_same_labels_raise_an_error(project: Path, tmp_path: Path) -> None:
+    for name in ("data/model", "data/evaluation", "data/prepared"):
+        shutil.copytree(project / name, tmp_path / name)
+    write_array(tmp_path / IMAGES, np.load(tmp_path / IMAGES)[::-1])
+    first, second = read_result(project, "workspace"), replace(read_result(tmp_path, "workspace"), revision="other")
+    assert np.array_equal(first.labels, second.labels)
+    with pytest.raises(UserError, match=r"workspace and other were .* the same data/prepared/test_images.npy$"):
+        comparison_report(first, second)
+    assert "difference" in comparison_report(first, replace(second, images_md5=""))
 
 
 def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images_of_the_other_revision(

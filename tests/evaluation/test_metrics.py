@@ -23,6 +23,26 @@ def test_classification_metrics_match_values_calculated_by_hand() -> None:
     assert values["selective_accuracy_95"] == 0.75
 
 
+def test_balanced_accuracy_is_the_mean_recall_and_is_reported_only_for_classes_of_unequal_size() -> None:
+    labels, probabilities = np.array([0, 0, 0, 1]), np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
+    assert metrics.classification_metrics(labels, probabilities)["balanced_accuracy"] == pytest.approx(1 / 3)
+    assert "balanced_accuracy" not in metrics.classification_metrics(labels[2:], probabilities[2:])
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 100])
+def test_every_number_of_classes_has_the_same_metrics_but_for_the_two_most_probable_classes(num_classes: int) -> None:
+    labels = np.arange(2 * num_classes) % num_classes
+    probabilities = softmax(3 * np.eye(num_classes)[labels])
+    probabilities[0] = np.roll(probabilities[0], 1)
+    values = metrics.classification_metrics(labels, probabilities)
+    assert values["accuracy"] == 1 - 1 / len(labels)
+    assert ("top2_accuracy" in values) == (num_classes > 2)
+    picked = probabilities[np.arange(len(labels)), labels]
+    assert values["log_loss"] == pytest.approx(-np.log(picked).mean())
+    squares = ((probabilities - np.eye(num_classes)[labels]) ** 2).sum(axis=1)
+    assert values["brier_score"] == pytest.approx(squares.mean())
+
+
 def test_wilsons_interval_matches_its_formula() -> None:
     z, n, p = 1.959964, 10, 0.9
     centre, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * (p * 0.1 / n + z**2 / (4 * n**2)) ** 0.5

@@ -28,6 +28,25 @@ def test_the_confusion_matrix_has_every_count_and_colours_only_mistakes() -> Non
     assert colours.tolist() == [[0, 1], [2, 0]]
 
 
+def test_the_confusion_matrix_of_many_classes_has_their_names_but_no_numbers() -> None:
+    axes = plots.plot_confusion_matrix(np.eye(21, dtype=np.int64), [f"class {n}" for n in range(21)]).axes[0]
+    assert len(axes.texts) == 0
+    assert [label.get_text() for label in axes.get_yticklabels()] == [f"class {n}" for n in range(21)]
+
+
+def test_a_name_in_a_figure_is_shortened_and_is_no_formula() -> None:
+    assert plots.label_text("cat") == "cat"
+    assert plots.label_text("a" * 25) == "a" * 23 + "…"
+    assert plots.label_text("$5") == r"\$5"
+
+
+def test_classes_with_equal_beginnings_or_numbers_as_names_have_rows_of_their_own() -> None:
+    row = {"precision": 1.0, "recall": 0.9, "recall_low": 0.8, "recall_high": 0.95}
+    names = ["1", "2.5", *(f"{'a' * 30}{end}" for end in "bc")]
+    axes = plots.plot_class_scores([{"class": name, **row} for name in names]).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [plots.label_text(name) for name in names]
+
+
 def test_class_scores_are_ordered_by_recall_with_their_interval() -> None:
     scores = [
         {"class": "easy", "precision": 1.0, "recall": 0.9, "recall_low": 0.8, "recall_high": 0.95},

@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import tiny_images
 
+from cifar_resnet.data.dataset import Images
 from cifar_resnet.evaluation import corruptions, metrics, report
 from cifar_resnet.evaluation.report import compute_metrics, compute_tables, corruption_metrics, write_csv_table
 from cifar_resnet.inference.logits import softmax
@@ -46,7 +47,7 @@ def test_tables_have_every_image_class_and_confused_pair() -> None:
 
 
 def test_corruption_accuracy_is_measured_on_a_fixed_subset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "CORRUPTED_PER_CLASS", 2)
+    monkeypatch.setattr(report, "CORRUPTED_IMAGES", 20)
     test = tiny_images(3, seed=0)
     calls = []
 
@@ -61,6 +62,36 @@ def test_corruption_accuracy_is_measured_on_a_fixed_subset(monkeypatch: pytest.M
     assert [row["corruption"] for row in table] == list(corruptions.CORRUPTIONS)
     severities = {f"severity_{severity}": 0.1 for severity in range(1, 6)}
     assert table[0] == {"corruption": "gaussian_noise", "mean": pytest.approx(0.1)} | severities
+
+
+@pytest.mark.parametrize(("num_classes", "per_class"), [(2, 10), (10, 2), (30, 1)])
+def test_the_number_of_corrupted_images_does_not_depend_on_the_number_of_classes(
+    num_classes: int, per_class: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "CORRUPTED_IMAGES", 20)
+    labels = np.arange(20 * num_classes) % num_classes
+    test, calls = Images(np.zeros((len(labels), 3, 32, 32), np.uint8), labels), []
+
+    def predict_fn(pixels: np.ndarray, *, batch_size: int) -> torch.Tensor:  # type: ignore[type-arg]
+        calls.append(len(pixels))
+        return torch.zeros(len(pixels), num_classes)
+
+    corruption_metrics(predict_fn, test, np.eye(num_classes)[labels], batch_size=7)
+    assert calls == [num_classes * per_class] * 60
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 100, 250])
+def test_every_number_of_classes_has_all_figures(num_classes: int, tmp_path: Path) -> None:
+    """A name may be long, and have signs that matplotlib would read as a formula."""
+    labels = np.arange(2 * num_classes) % num_classes
+    test = Images(np.zeros((len(labels), 3, 32, 32), np.uint8), labels)
+    probabilities = softmax(np.eye(num_classes)[(labels + (labels == 1)) % num_classes])
+    classes = ("$x$ ^ $", "1", *(f"{'a long name of a class ' * 3}{label}" for label in range(2, num_classes)))
+    tables = compute_tables(labels, probabilities, classes) | {"corruptions": []}
+    figures = report.plot_all(test, probabilities, classes, {"expected_calibration_error": 0.1}, tables)
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png", dpi=50)
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000, name
 
 
 def test_the_figure_of_mistakes_names_the_true_and_the_predicted_class() -> None:

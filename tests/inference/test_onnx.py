@@ -44,7 +44,7 @@ def small_model(variant: str) -> tuple[resnet.ResNet, ModelParams]:
     overrides = {**overrides, **SMALL, "model.max_parameters": 5_000_000, "train.low_resolution_epochs": 0}
     params = with_overrides(load_params(ROOT / "params.yaml"), overrides).model
     model = resnet.build_model(params, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26], num_classes=10)
-    resnet.init_whitening(model, torch.from_numpy(PIXELS))
+    resnet.init_whitening(model, torch.from_numpy(PIXELS), 5e-4)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

@@ -12,7 +12,7 @@ PIXELS = tiny_images(2, seed=0).pixels
 def model(*, mirrored: bool = True) -> resnet.ResNet:
     torch.manual_seed(0)
     net = resnet.build_model(tiny_params(model={"mirrored": mirrored}).model, [0.5] * 3, [0.25] * 3, num_classes=10)
-    resnet.init_whitening(net, torch.from_numpy(PIXELS))
+    resnet.init_whitening(net, torch.from_numpy(PIXELS), 5e-4)
     return net
 
 

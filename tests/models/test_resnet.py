@@ -33,7 +33,7 @@ def whitened(**changes: object) -> resnet.ResNet:
     torch.manual_seed(0)
     named = {f"model.{key}": value for key, value in changes.items()} | {"train.low_resolution_epochs": 0}
     model = resnet.build_model(with_overrides(VALUES, named).model, [0.5] * 3, [0.25] * 3, num_classes=10)
-    resnet.init_whitening(model, torch.from_numpy(tiny_images(20, seed=0).pixels), epsilon=0.0)
+    resnet.init_whitening(model, torch.from_numpy(tiny_images(20, seed=0).pixels), 0.0)
     return model
 
 

@@ -21,13 +21,15 @@ ARCHITECTURE: dict[str, Any] = {
     "blocks": [1, 1],
     "kernels": [3, 3],
     "skip_kernels": [3, 3],
+    "whitening_epsilon": 0.0005,
     "downsample": "pool",
     "activation": "silu",
     "max_parameters": 5_000_000,
 }
 # model.json of commit 416b91a. Its weights have a buffer `deviation`, now `std`.
 OLD_CONFIG: dict[str, Any] = {
-    "architecture": ARCHITECTURE | {"pooling": "average", "pool": 7, "mirrored": False},
+    "architecture": {key: value for key, value in ARCHITECTURE.items() if key != "whitening_epsilon"}
+    | {"pooling": "average", "pool": 7, "mirrored": False},
     "normalisation": {"mean": MEAN, "deviation": STD},
     "classes": ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
     "input": "uint8 RGB (N, 3, 32, 32)",

@@ -74,6 +74,48 @@ def test_without_a_hold_out_the_card_says_that_nothing_is_calibrated() -> None:
     assert "No images were held out, so the probabilities are not calibrated." in text
 
 
+def own_card(num_classes: int, train_counts: list[int]) -> str:
+    """The card of a network for own pictures, trained from the pretrained weights."""
+    classes = [f"class | {number}" for number in range(num_classes)]
+    counts = {"train": dict(zip(classes, train_counts, strict=True)), "test": dict.fromkeys(classes, 20)}
+    statistics = STATISTICS | {
+        "source": "pictures/photos",
+        "classes": classes,
+        "images": {"train": sum(train_counts), "validation": 0, "test": 20 * num_classes},
+        "images_per_class": counts,
+    }
+    config = CONFIG | {"classes": classes}
+    config["provenance"] = CONFIG["provenance"] | {"init": "pretrained", "init_weights": "0123456789"}
+    row = ROWS["class_scores"][0]
+    tables = ROWS | {
+        "class_scores": [row | {"class": name, "recall": str(1 - n / 1000)} for n, name in enumerate(classes)],
+        "confused_pairs": [{"true": classes[0], "predicted": classes[1], "images": "3"}],
+    }
+    return card(config, statistics, METRICS | {"balanced_accuracy": 0.875}, tables)
+
+
+def test_the_card_of_own_pictures_names_their_source_and_not_cifar_10() -> None:
+    text = own_card(3, [5, 60, 60])
+    assert "`photos` (125 train, 60 test images), 5 to 60 train images of a class." in text
+    assert "The classes: class | 0, class | 1, class | 2." in text
+    assert "one of its three classes" in text
+    assert "CIFAR" not in text
+    assert "| plain, mean over the classes (balanced accuracy) | 87.50 % |" in text
+    assert "It started from the weights pretrained (01234567)." in text
+    assert r"| class \| 0 | 100.0 % |" in text
+
+
+def test_a_card_of_many_classes_lists_the_weakest_ones_and_fits_in_a_description() -> None:
+    text = own_card(200, [60] * 200)
+    assert "`photos` (12,000 train, 4,000 test images), equally many of each class." in text
+    assert "The classes: class | 0, class | 1, class | 2 and 197 more." in text
+    assert "one of its 200 classes" in text
+    assert "## Accuracy per class: the 20 weakest of 200" in text
+    assert text.count("| class ") == 1 + 20
+    assert r"| class \| 199 |" in text
+    assert len(text) <= MAX_CHARACTERS
+
+
 @pytest.mark.parametrize("content", ["", "class,recall\ncat,0.5\n"])
 def test_a_table_is_read_and_an_empty_file_has_no_rows(tmp_path: Path, content: str) -> None:
     (tmp_path / "table.csv").write_text(content)

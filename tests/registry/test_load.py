@@ -75,6 +75,15 @@ def test_a_better_model_is_the_one_with_a_higher_test_accuracy(project: Path, ro
         assert better_model(root, model) is None
 
 
+def test_a_model_with_other_classes_is_not_better(root: Path) -> None:
+    set_accuracy(root / "data/evaluation/metrics.json", 0.2)
+    config = root / "data/model/model.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"classes": ["cat", "dog"]}))
+    with find_model(root, None) as model:
+        assert (model.name, model.accuracy, model.classes) == ("data/model", 0.2, ("cat", "dog"))
+        assert better_model(root, model) is None
+
+
 def test_without_a_registry_the_first_prediction_imports_what_it_needs_only(
     tiny_pretrained: Path, tmp_path: Path
 ) -> None:

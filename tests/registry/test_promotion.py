@@ -155,6 +155,24 @@ def test_accuracies_on_other_test_data_are_not_compared(client: MlflowClient) ->
     assert (other.champion, other.reason) == (False, "version 1 stays: it was evaluated on other test data")
 
 
+def test_a_candidate_with_other_classes_is_not_compared(client: MlflowClient) -> None:
+    register_candidate(client, 0.93, classes='["cat", "dog"]')
+    other = register_candidate(client, 0.99, classes='["cat", "dog", "owl", "cow"]')
+    assert (other.champion, other.comparison) == (False, None)
+    assert other.reason == (
+        "version 1 stays: it knows other classes (cat, dog) than this version (cat, dog, owl and 1 more), so the two "
+        "are not compared; register networks for other classes under another register.model_name, or override with "
+        "`cifar-resnet registry promote 2`"
+    )
+    assert aliases(client) == {"champion": 1, "challenger": 2}
+    assert register_candidate(client, 0.95, classes='["cat", "dog"]').champion
+
+
+def test_a_champion_of_earlier_code_has_no_classes_and_is_compared(client: MlflowClient) -> None:
+    register_candidate(client, 0.93)
+    assert register_candidate(client, 0.95, classes='["cat", "dog"]').champion
+
+
 def test_a_champion_without_a_mask_is_not_replaced(client: MlflowClient) -> None:
     client.set_registered_model_alias(NAME, "champion", str(add_version(client, correct_mask(0.93), test_correct=None)))
     other = register_candidate(client, 0.99)

@@ -8,8 +8,11 @@ from conftest import stage, tiny_images
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import pretrained
+from cifar_resnet.inference.uncertainty import read_reliability
+from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.versions import (
     delete_duplicates,
+    download_version,
     find_version,
     log_model,
     package_code,
@@ -44,12 +47,19 @@ def test_an_interrupted_registration_keeps_status_and_end_time_of_the_run(
 
     monkeypatch.setattr(mlflow.pyfunc, "log_model", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        log_model(Run(client, run_id), tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
+        log_model(Run(client, run_id), tmp_path, tmp_path, np.zeros((1, 32, 32, 3), np.uint8))
     info = client.get_run(run_id).info
     assert (info.status, info.end_time) == ("FINISHED", 1_700_000_000_000)
 
 
-@pytest.mark.parametrize("lost", ["mlartifacts", "mlartifacts/models/{model}/artifacts/artifacts"])
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "mlartifacts",
+        "mlartifacts/models/{model}/artifacts/artifacts",
+        "mlartifacts/models/{model}/artifacts/artifacts/metrics.json",
+    ],
+)
 def test_lost_files_of_a_version_are_restored_with_its_number_alias_and_tags(
     project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
 ) -> None:
@@ -58,7 +68,8 @@ def test_lost_files_of_a_version_are_restored_with_its_number_alias_and_tags(
     client = connect(root)
     before = find_version(client, "cifar10-resnet", "champion")
     assert before is not None
-    shutil.rmtree(root / lost.format(model=before.source.removeprefix("models:/")))
+    path = root / lost.format(model=before.source.removeprefix("models:/"))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
     stage("register").main(root)
     assert "the missing files of cifar10-resnet version 1 are restored" in capsys.readouterr().out
     after = find_version(client, "cifar10-resnet", "champion")
@@ -69,6 +80,33 @@ def test_lost_files_of_a_version_are_restored_with_its_number_alias_and_tags(
     assert len(model.predict(to_input_example(tiny_images(1, seed=0).pixels))) == 10
     stage("register").main(root)
     assert "restored" not in capsys.readouterr().out
+
+
+def test_a_version_has_the_evaluation_of_its_model_in_place_and_downloaded(project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(project, root, ignore=shutil.ignore_patterns("raw", "train_*", "validation_*"))
+    version = find_version(connect(root), "cifar10-resnet", "champion")
+    assert version is not None
+    metrics = (root / "data/evaluation/metrics.json").read_text()
+    shutil.rmtree(root / "data/evaluation")
+    with find_model(root, "champion") as model:
+        assert model.evaluation == model.folder
+        assert (model.folder / "metrics.json").read_text() == metrics
+        assert read_reliability(model.evaluation).bins
+        artifacts = model.folder
+    (tmp_path / "download").mkdir()
+    download_version(version, tmp_path / "download")
+    assert {path.name for path in (tmp_path / "download").iterdir() if path.is_file()} == {
+        *("model.safetensors", "model.json", "metrics.json", "reliability.csv")
+    }
+    for name in ("metrics.json", "reliability.csv"):  # a version of an early commit has neither
+        (artifacts / name).unlink()
+        (tmp_path / "download" / name).unlink()
+    download_version(version, tmp_path / "download")
+    assert not (tmp_path / "download/metrics.json").exists()
+    with find_model(root, "champion") as model:
+        assert model.evaluation is None
+        assert model.accuracy is not None
 
 
 def test_a_version_stores_the_code_without_the_pretrained_weights() -> None:

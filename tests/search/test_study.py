@@ -213,6 +213,13 @@ def test_a_study_created_with_another_space_or_budget_is_an_error(tmp_path: Path
     assert make_study(tmp_path, epochs=3, study="second").results() == []
 
 
+def test_a_study_of_an_earlier_version_is_continued_and_one_from_other_weights_is_not(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    assert "train.init" not in study.optuna_study.user_attrs["made_with"]
+    with pytest.raises(UserError, match=r"was created with other values of train.init;"):
+        Study(tmp_path, tiny_params(train={"init": "pretrained"}), ("data", 10))
+
+
 def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for storage in ("postgresql://me:secret@127.0.0.1:9/none", f"sqlite:///{tmp_path}/file/search.db"):
@@ -221,6 +228,19 @@ def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -
         assert "secret" not in str(caught.value)
         assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_database_that_fails_later_is_one_line(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    with closing(sqlite3.connect(tmp_path / "search.db")) as database, database:
+        database.execute("drop table trials")
+    with pytest.raises(UserError) as caught, study.require_storage():
+        study.ask(1)
+    message = str(caught.value)
+    assert message.startswith(f"search.storage: {tmp_path}/search.db cannot be used (")
+    assert "no such table: trials" in message
+    assert message.endswith("); fix this and run the same command again")
+    assert "\n" not in message
 
 
 def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Path) -> None:

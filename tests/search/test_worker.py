@@ -4,9 +4,11 @@ import csv
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import load_params, with_overrides
 from cifar_resnet.search.results import apply_trial, pareto_front, queue_experiments
 from cifar_resnet.search.study import Study
+from cifar_resnet.search.train_trial import load_search_data
 from cifar_resnet.search.trial import TrialResult
+from cifar_resnet.search.worker import run_search
 from cifar_resnet.tracking.client import EXPERIMENT, connect
 from cifar_resnet.tracking.search_runs import create_trial_run, find_or_create_search_run
 
@@ -95,6 +99,19 @@ def test_a_search_trains_its_trials_and_logs_them_to_mlflow(
         table = list(csv.DictReader(stream))
     assert [row["outcome"] for row in table] == [result.outcome for result in results]
     assert [row["train.filter_lr"] for row in table] == [str(result.overrides["train.filter_lr"]) for result in results]
+
+
+def test_a_database_that_fails_between_two_trials_ends_the_search_with_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_the_table(*_: object) -> None:
+        with closing(sqlite3.connect(root / "search.db")) as database, database:
+            database.execute("drop table trials")
+
+    root = create_project(tmp_path, project, search={"trials": 2}, tracking={"enabled": False})
+    monkeypatch.setattr("cifar_resnet.search.worker.run_trial", lose_the_table)
+    with pytest.raises(UserError, match=r"search.storage: .*/search.db cannot be used .*; fix this and run the same"):
+        run(monkeypatch, root)
 
 
 def test_sigint_queues_the_running_trial_again(project: Path, tmp_path: Path) -> None:
@@ -187,9 +204,38 @@ def test_apply_keeps_the_comments_of_params(tmp_path: Path) -> None:
     assert len(changed) == sum(old != new for old, new in pairs) == 7
 
 
+def test_apply_keeps_the_line_ends_of_params(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8", newline="\r\n")
+    apply_trial(tmp_path, load_params(tmp_path / "params.yaml"), FINISHED)
+    content = (tmp_path / "params.yaml").read_bytes()
+    assert b"epochs" in content
+    assert content.count(b"\n") == content.count(b"\r\n") == len(text.splitlines())
+
+
 def comments(text: str) -> list[tuple[int, str]]:
     """(column, comment) of every line."""
     return [(line.find("#"), line.partition("#")[2]) for line in text.splitlines()]
+
+
+def test_a_search_of_the_training_starts_from_the_weights_of_train_init(project: Path, tmp_path: Path) -> None:
+    space = {"train.filter_lr": {"low": 0.05, "high": 0.2, "scale": "log"}}
+    root = create_project(tmp_path, project, train={"init": str(project / "data/model")}, search={"space": space})
+    params = load_params(root / "params.yaml")
+    data = load_search_data(root, params)
+    assert data.initial is not None
+    study = run_search(root, with_overrides(params, {"tracking.enabled": False}), limit=1, minutes=10)
+    assert [result.outcome for result in study.results()] == ["finished"]
+
+
+def test_a_search_of_the_network_from_other_weights_is_refused_in_one_line(project: Path, tmp_path: Path) -> None:
+    root = create_project(tmp_path, project, train={"init": "pretrained"})
+    message = (
+        r"^params.yaml: train.init is pretrained, but search.space changes the network \(model.layers, model.channels, "
+        r"model.blocks, model.head_pool_kernel\): set train.init to none, or search values of train only$"
+    )
+    with pytest.raises(UserError, match=message):
+        load_search_data(root, load_params(root / "params.yaml"))
 
 
 def test_apply_works_on_params_in_block_style(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cifar_resnet.data import cifar10
 from cifar_resnet.device import select_device, select_dtype
-from cifar_resnet.errors import UserError
+from cifar_resnet.errors import UserError, run
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import load_model, save_model
@@ -133,6 +133,21 @@ def test_preprocess_writes_arrays_and_statistics(project: Path) -> None:
     assert statistics["images"] == {"train": 180, "validation": 20, "test": 40}
     assert statistics["images_per_class"]["validation"]["cat"] == 2
     assert statistics["classes"] == list(cifar10.CLASSES)
+
+
+def test_a_stage_that_cannot_write_ends_with_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_params(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("model", "prepared"):
+        (tmp_path / "data" / name).symlink_to(project / "data" / name)
+    (tmp_path / "data/predictions").write_text("a file, where a folder is needed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as raised:
+        run(stage("predict").main, "predict")
+    table = tmp_path / "data/predictions/predictions.csv"
+    assert raised.value.code == f"predict: {table}: cannot be used (Not a directory)"
 
 
 def test_train_writes_weights_config_and_history(project: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run as MlflowRun
 
+from cifar_resnet.data.cifar10 import OFFICIAL_URL
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.schema import TrackingParams
 from cifar_resnet.tracking import run as run_module
@@ -32,7 +33,7 @@ def test_a_run_holds_what_was_logged_and_ends_finished(tmp_path: Path) -> None:
         for epoch in (1, 2):
             run.log_metrics({"train_loss": 1.0 / epoch}, step=epoch)
         run.set_tags({"data": "abc"})
-        run.log_train_data("https://example.org/cifar.tar.gz", "abc")
+        run.log_train_data(OFFICIAL_URL, "abc")
         (tmp_path / "history.csv").write_text("epoch\n1\n")
         run.log_artifact(tmp_path / "history.csv")
     stored = stored_run(tmp_path, run.id)
@@ -170,7 +171,7 @@ def test_disabled_tracking_writes_nothing(tmp_path: Path) -> None:
         run.log_params({"train": {"epochs": 1}})
         run.sample_system_metrics()
         run.log_epoch({"train_loss": 1.0}, 1)
-        run.log_train_data("https://example.org/cifar.tar.gz", "abc")
+        run.log_train_data(OFFICIAL_URL, "abc")
         run.log_artifact(tmp_path / "missing.csv")
         run.log_training_summary([record(1, 0.5)], "")
     assert re.fullmatch("[0-9a-f]{32}", run.id), "the id under which a backfill adds the run"

@@ -71,3 +71,25 @@ def test_trivial_augment_does_not_change_its_input() -> None:
     before = MANY_IMAGES.clone()
     trivially_augmented(1.0)
     assert torch.equal(MANY_IMAGES, before)
+
+
+def test_noise_changes_square_patches_of_about_the_requested_share_of_images() -> None:
+    grey = torch.full((400, 3, 22, 22), 128, dtype=torch.uint8)
+    noisy = augment.add_noise(grey, 0.1, 0.5, Generator().manual_seed(0))
+    assert noisy.dtype == torch.uint8
+    changed = (noisy != grey).any(dim=1)  # at 8 bits, weak noise leaves many values as they are
+    assert 150 <= changed.flatten(1).any(1).sum() <= 220
+    assert torch.equal(grey, torch.full_like(grey, 128))
+    assert torch.equal(augment.add_noise(grey, 0.1, 0.0, Generator()), grey)
+    std = (noisy.float() - 128)[noisy != grey].std() / 255
+    assert 0.04 < std < 0.08  # of a uniform mixture up to 0.1, without the values that stayed: about 0.06
+
+
+def test_patches_are_squares_within_the_limits_and_differ_between_images() -> None:
+    inside = augment.patches(500, 20, Generator().manual_seed(0))
+    assert inside.shape == (500, 1, 20, 20)
+    rows, columns = inside.any(3).sum(2).flatten(), inside.any(2).sum(2).flatten()
+    assert torch.equal(inside.flatten(1).sum(1), rows * columns)
+    assert 20 * augment.PATCH_SIDES[0] - 1 <= torch.maximum(rows, columns).max() <= 20 * augment.PATCH_SIDES[1]
+    assert rows.min() >= 2  # at the border, half of the smallest patch
+    assert len(inside.flatten(1).unique(dim=0)) > 300

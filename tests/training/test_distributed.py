@@ -17,7 +17,9 @@ from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import TrainState, train_step
 
 TRAIN = tiny_images(6, seed=0)
-PARAMS = tiny_params(train={"batch_size": 24, "cutout": 4, "trivial_augment_probability": 0.5, "sam_rho": 0.1})
+PARAMS = tiny_params(
+    train={"batch_size": 24, "cutout": 4, "trivial_augment_probability": 0.5, "noise_probability": 0.5, "sam_rho": 0.1}
+)
 
 
 def test_the_shards_of_a_batch_add_up_to_the_batch() -> None:

@@ -12,13 +12,16 @@ def make_loader(**train: object) -> BatchLoader:
 
 
 def test_order_and_augmentation_depend_only_on_seed_epoch_and_params() -> None:
-    first, again = (list(make_loader(trivial_augment_probability=0.5, cutout=4).epoch(1)) for _ in range(2))
+    first, again = (
+        list(make_loader(trivial_augment_probability=0.5, noise_probability=0.5, cutout=4).epoch(1)) for _ in range(2)
+    )
     for batch, repeated in zip(first, again, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(batch, repeated, strict=True))
     for other in (
-        make_loader(trivial_augment_probability=0.5, cutout=4).epoch(2),
-        make_loader(trivial_augment_probability=0.5, cutout=4, seed=1).epoch(1),
-        make_loader(cutout=4).epoch(1),
+        make_loader(trivial_augment_probability=0.5, noise_probability=0.5, cutout=4).epoch(2),
+        make_loader(trivial_augment_probability=0.5, noise_probability=0.5, cutout=4, seed=1).epoch(1),
+        make_loader(noise_probability=0.5, cutout=4).epoch(1),
+        make_loader(trivial_augment_probability=0.5, cutout=4).epoch(1),
     ):
         assert not torch.equal(first[0][0], next(iter(other))[0])
 

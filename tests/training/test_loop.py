@@ -18,7 +18,7 @@ def train(validation: Images = VALIDATION, **changes: object) -> tuple[TrainStat
     params = tiny_params(train=changes)
     torch.manual_seed(params.train.seed)
     model = resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10)
-    resnet.init_whitening(model, torch.from_numpy(TRAIN.pixels))
+    resnet.init_whitening(model, torch.from_numpy(TRAIN.pixels), 5e-4)
     state = TrainState(model, params.train)
     loader = BatchLoader(TRAIN, params.train, World())
     records = fit(state, loader, validation, params=params.train, precision=torch.float32)

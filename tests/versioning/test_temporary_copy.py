@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,14 @@ def test_an_input_that_the_temporary_copy_does_not_have_is_an_error(
 ) -> None:
     copy = tmp_path / ".dvc/tmp/exps/tmp1"
     (copy / "tracked").mkdir(parents=True)
-    (tmp_path / "photos").mkdir()
+    (copy / "data/prepared").mkdir(parents=True)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    with pytest.raises(UserError, match=r"^params.yaml: predict.input is photos, which is not in the temporary copy"):
-        require_tracked(copy, "predict.input", "photos")
-    for path in ("tracked", str(tmp_path / "photos"), "data/prepared/test_images.npy"):
+    for path in ("photos", "data/photos", "./photos", "../photos"):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        message = f"params.yaml: predict.input is {path}, which is not in the temporary copy"
+        with pytest.raises(UserError, match=f"^{re.escape(message)}"):
+            require_tracked(copy, "predict.input", path)
+    for path in ("tracked", str(tmp_path / "photos"), "data/prepared", "data/evaluation/figures"):
         require_tracked(copy, "predict.input", path)
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
-    from cifar_resnet.evaluation.uncertainty import Reliability
     from cifar_resnet.inference.model import Model
+    from cifar_resnet.inference.uncertainty import Reliability
 
     Models = dict[str, tuple[Model, Reliability]]
 
@@ -25,9 +25,10 @@ EXAMPLES = Path(__file__).parents[1] / "pretrained/examples"
 ZOOM = 10  # screen pixels for each of the network's pixels
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # Gradio's come from Google
 INTRODUCTION = """# What does your picture show?
-A small neural network scales the picture to 32 x 32 pixels and answers with one of ten classes: {classes}."""
+A small neural network scales the picture to 32 x 32 pixels and answers with one of its classes: {classes}."""
 PHOTO = "Drop, paste or photograph a picture, up to 15 MB"
 CSS = "#photo img {width: 100%; height: 100%; object-fit: contain}"  # also enlarges small pictures
+MAX_CLASSES = 20  # in the introduction
 HINT = "Choose a picture: the answer appears here."
 
 
@@ -53,8 +54,8 @@ def demo_command(root: Path, arguments: Namespace) -> int:
 def load_models(root: Path) -> Models:
     """The models of MODELS that exist: by their description, each model and what is known about its predictions."""
     from cifar_resnet.device import select_device
-    from cifar_resnet.evaluation.uncertainty import read_reliability
     from cifar_resnet.inference.model import Model
+    from cifar_resnet.inference.uncertainty import read_reliability
     from cifar_resnet.registry.load import find_model
 
     models = {}
@@ -71,14 +72,13 @@ def build_page(models: Models) -> Any:
     """The page, a `gradio.Blocks`."""
     import gradio as gr
 
-    classes = ", ".join(next(iter(models.values()))[0].classes)
-    with gr.Blocks(title="CIFAR-10 demo", analytics_enabled=False) as page:
-        gr.Markdown(INTRODUCTION.format(classes=classes))
+    with gr.Blocks(title="cifar-resnet demo", analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION.format(classes=classes_text(models)))
         with gr.Row():
             with gr.Column():
                 photo = gr.Image(elem_id="photo", label=PHOTO, type="filepath", height=320, buttons=[])
                 photo.preprocess = lambda file: file and file.path  # the uploaded file, which answer() reads
-                gr.Examples(sorted(map(str, EXAMPLES.glob("*.png"))), photo, label="Or choose a test image")
+                gr.Examples(sorted(map(str, EXAMPLES.glob("*.png"))), photo, label="Or choose a test image of CIFAR-10")
                 model = gr.Radio(list(models), value=next(iter(models)), label="Model")
             with gr.Column():
                 sentence = gr.Markdown(HINT, elem_id="trust")
@@ -91,9 +91,21 @@ def build_page(models: Models) -> Any:
     return page
 
 
+def classes_text(models: Models) -> str:
+    """The classes of all models, with the models' names if they differ."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for model, _ in models.values():
+        names.setdefault(tuple(model.classes), []).append(model.name)
+    lists = {", ".join(classes[:MAX_CLASSES]) + (" ..." if len(classes) > MAX_CLASSES else ""): named
+             for classes, named in names.items()}  # fmt: skip
+    if len(lists) == 1:
+        return next(iter(lists))
+    return "; ".join(f"{text} ({', '.join(named)})" for text, named in lists.items())
+
+
 def answer(models: Models, path: str | None, name: str) -> tuple[Any, ...]:
     """The values of the page's outputs: a sentence, probabilities by class, and two images uint8 (320, 320, 3)."""
-    from cifar_resnet.evaluation.explanation import explain
+    from cifar_resnet.inference.explanation import explain
     from cifar_resnet.inference.image_reader import read_picture
 
     if path is None:

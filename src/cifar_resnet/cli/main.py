@@ -1,7 +1,5 @@
 """The console command `cifar-resnet`: one module per subcommand, imported when it runs, so that help is quick."""
 
-import os
-import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import shtab
 import cifar_resnet.environment_variables  # noqa: F401, before torch and MLflow
 from cifar_resnet import __version__
 from cifar_resnet.cli import backfill, compare, demo, export, predict, registry, search, ui
-from cifar_resnet.errors import UserError, run
+from cifar_resnet.errors import run
 
 COMMANDS = (
     ("predict", "classify your images", predict.add_predict_arguments, predict.predict_command),
@@ -31,15 +29,7 @@ def run_cli() -> None:
 
 def main(root: Path) -> int:
     arguments = make_parser().parse_args()
-    try:
-        code: int = arguments.command(root, arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        path = error.filename2 or error.filename
-        raise UserError(f"{path}: cannot be used ({error.strerror})" if path else str(error)) from None
+    code: int = arguments.command(root, arguments)
     return code
 
 

@@ -46,7 +46,8 @@ def search_command(root: Path, arguments: Namespace) -> int:
         with worker_processes(root, arguments.workers, limit, minutes):
             run_search(root, params, limit=limit, minutes=minutes)
     study = Study(root, params)
-    results = study.results()
+    with study.require_storage():
+        results = study.results()
     if arguments.action == "run":
         log_search_results(root, study, results)
     ranked = rank_trials(results)

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet.data.dataset import Labels
+from cifar_resnet.data.dataset_name import list_classes
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import metrics, plots, significance
-from cifar_resnet.files import read_json
+from cifar_resnet.files import file_hash, read_json
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
 from cifar_resnet.models.saved_model import CONFIG_FILE
-from cifar_resnet.versioning.revisions import read_revision_file
+from cifar_resnet.versioning.revisions import WORKSPACE, Revision, dvc_md5, read_revision_file
 
 LOGITS = "data/evaluation/logits.npy"
 LABELS = "data/prepared/test_labels.npy"
@@ -30,7 +31,8 @@ MAX_IMAGES = 12  # lost images in the figure, and as many gained ones
 class RevisionResult:
     """A revision's predictions on the test images, without test-time augmentation.
 
-    labels, predicted: int64 (N,); confidence: float (N,), the calibrated probability of the predicted class.
+    labels, predicted: int64 (N,); confidence: float (N,), the calibrated probability of the predicted class;
+    images_md5: hash of test_images.npy, empty if it is not known.
     """
 
     revision: str
@@ -38,6 +40,7 @@ class RevisionResult:
     predicted: Labels
     confidence: metrics.Floats
     classes: list[str]
+    images_md5: str = ""
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -51,16 +54,24 @@ def read_result(root: Path, revision: str) -> RevisionResult:
         UserError: if there is no such revision, or neither DVC's cache nor its remote has the files.
     """
     if revision == pretrained.NAME:
-        return RevisionResult(
-            revision,
-            *pretrained.read_test_predictions(pretrained.FOLDER),
-            read_json(pretrained.FOLDER / CONFIG_FILE)["classes"],
+        config, predictions = (
+            read_json(pretrained.FOLDER / CONFIG_FILE),
+            pretrained.read_test_predictions(pretrained.FOLDER),
         )
+        return RevisionResult(revision, *predictions, config["classes"], config["provenance"].get("test_data", ""))
     config = json.loads(read_revision_file(root, revision, CONFIG))
     logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_array(root, revision, LABELS).astype(np.int64)
-    return RevisionResult(revision, labels, probabilities.argmax(axis=1), probabilities.max(axis=1), config["classes"])
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    return RevisionResult(revision, labels, predicted, confidence, config["classes"], images_md5_of(root, revision))
+
+
+def images_md5_of(root: Path, revision: str) -> str:
+    """The hash of a revision's test images, also without a local copy; empty if it is not known."""
+    if revision != WORKSPACE:
+        return dvc_md5(root, Revision(revision, revision, 0), IMAGES)
+    return file_hash(root / IMAGES) if (root / IMAGES).exists() else ""
 
 
 def load_array(root: Path, revision: str, path: str) -> NDArray[Any]:
@@ -72,31 +83,43 @@ def comparison_report(first: RevisionResult, second: RevisionResult) -> str:
     """Lines for the terminal: the paired difference, and the images gained and lost in every class.
 
     Raises:
-        UserError: if the two were evaluated on different test data.
+        UserError: if the two know different classes, or were evaluated on different test data.
     """
-    if not np.array_equal(first.labels, second.labels):
-        raise UserError(
-            f"{first.revision} and {second.revision} were evaluated on different test data; "
-            "compare revisions with the same data/prepared/test_labels.npy"
-        )
+    check_comparable(first, second)
     comparison = significance.mcnemar_test(second.correct, first.correct)
     both, neither = int((first.correct & second.correct).sum()), int((~first.correct & ~second.correct).sum())
+    width = max(12, *(len(name) + 2 for name in first.classes))
     lines = [
         f"{first.revision}: {first.correct.mean():.2%}, {second.revision}: {second.correct.mean():.2%} of "
         f"{len(first.labels):,} test images",
         f"difference {comparison} (McNemar's exact test)",
         f"correct: both {both:,}, only {first.revision} {comparison.only_second:,}, "
         f"only {second.revision} {comparison.only_first:,}, neither {neither:,}",
-        f"{'class':<12}{'gained':>8}{'lost':>8}{'points':>8}",
+        f"{'class':<{width}}{'gained':>8}{'lost':>8}{'points':>8}",
     ]
     for label, name in enumerate(first.classes):
         rows = first.labels == label
         if rows.any():
             of_class = significance.mcnemar_test(second.correct[rows], first.correct[rows])
             lines.append(
-                f"{name:<12}{of_class.only_first:>8}{of_class.only_second:>8}{100 * of_class.difference:>+8.1f}"
+                f"{name:<{width}}{of_class.only_first:>8}{of_class.only_second:>8}{100 * of_class.difference:>+8.1f}"
             )
     return "\n".join(lines)
+
+
+def check_comparable(first: RevisionResult, second: RevisionResult) -> None:
+    if first.classes != second.classes:
+        raise UserError(
+            f"{first.revision} and {second.revision} know different classes ({list_classes(first.classes)}; "
+            f"{list_classes(second.classes)}); compare networks for the same classes"
+        )
+    differ = first.images_md5 and second.images_md5 and first.images_md5 != second.images_md5
+    if differ or not np.array_equal(first.labels, second.labels):
+        file = LABELS if not differ else IMAGES
+        raise UserError(
+            f"{first.revision} and {second.revision} were evaluated on different test data; "
+            f"compare revisions with the same {file}"
+        )
 
 
 def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) -> Any:
@@ -111,7 +134,7 @@ def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) 
     if not len(rows):
         return plots.plot_notice(f"{first.revision} and {second.revision} classify the same images correctly")
     source = second.revision if first.revision == pretrained.NAME else first.revision
-    classes, pixels = first.classes, load_array(root, source, IMAGES)[rows]
+    classes, pixels = [plots.label_text(name) for name in first.classes], load_array(root, source, IMAGES)[rows]
     changes = ["lost"] * len(lost) + ["gained"] * len(gained)
     captions = [
         f"{change}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"

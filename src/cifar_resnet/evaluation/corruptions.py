@@ -184,7 +184,7 @@ def corruption_accuracies(predict_fn: Callable[..., Tensor], images: Images, *, 
     """Accuracy (12, 5) under the corruptions, in the order of CORRUPTIONS, at severities 1 to 5.
 
     Args:
-        predict_fn: called with uint8 (N, 3, 32, 32) and `batch_size`; returns logits (N, 10).
+        predict_fn: called with uint8 (N, 3, 32, 32) and `batch_size`; returns logits (N, C).
     """
     accuracies = np.empty((len(CORRUPTIONS), SEVERITIES))
     for row, name in enumerate(CORRUPTIONS):

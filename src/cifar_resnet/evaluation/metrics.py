@@ -15,6 +15,7 @@ from sklearn.metrics import (
     confusion_matrix,
     log_loss,
     precision_recall_fscore_support,
+    recall_score,
     top_k_accuracy_score,
 )
 
@@ -29,20 +30,39 @@ def classification_metrics(labels: Labels, probabilities: Floats) -> dict[str, A
     """The metrics of all images together.
 
     accuracy_interval is Wilson's 95 % interval; brier_score is between 0 and 2; selective_accuracy_N is the accuracy on
-    the N % of the images with the highest confidence.
+    the N % of the images with the highest confidence. Only with classes of unequal size: balanced_accuracy, the mean
+    recall of the classes. Only with more than two classes: top2_accuracy, which would be 1.
     """
-    class_indices = np.arange(probabilities.shape[1])
+    num_classes = probabilities.shape[1]
+    class_indices = np.arange(num_classes)
     predicted = probabilities.argmax(axis=1)
     coverage, accuracy = selective_accuracy(labels, probabilities)
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
         "accuracy_interval": wilson_interval(int((labels == predicted).sum()), len(labels)),
-        "top2_accuracy": float(top_k_accuracy_score(labels, probabilities, k=2, labels=class_indices)),
+        **({} if has_equal_classes(labels, num_classes) else {"balanced_accuracy": mean_recall(labels, predicted)}),
+        **({"top2_accuracy": top2_accuracy(labels, probabilities)} if num_classes > 2 else {}),
         "log_loss": float(log_loss(labels, probabilities, labels=class_indices)),
         "brier_score": float(brier_score_loss(labels, probabilities, labels=class_indices, scale_by_half=False)),
         "expected_calibration_error": expected_calibration_error(labels, probabilities),
         **{f"selective_accuracy_{c}": float(accuracy[np.searchsorted(coverage, c / 100)]) for c in COVERAGES},
     }
+
+
+def has_equal_classes(labels: Labels, num_classes: int) -> bool:
+    """Whether all classes have the same number of images."""
+    counts = np.bincount(labels, minlength=num_classes)
+    return bool(counts.min() == counts.max())
+
+
+def mean_recall(labels: Labels, predicted: Labels) -> float:
+    """The balanced accuracy; a class without an image does not count."""
+    return float(recall_score(labels, predicted, labels=np.unique(labels), average="macro"))
+
+
+def top2_accuracy(labels: Labels, probabilities: Floats) -> float:
+    """The share of images whose true class is among the two most probable ones; for more than two classes."""
+    return float(top_k_accuracy_score(labels, probabilities, k=2, labels=np.arange(probabilities.shape[1])))
 
 
 def class_scores(labels: Labels, predicted: Labels, classes: tuple[str, ...]) -> Table:

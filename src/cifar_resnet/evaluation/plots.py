@@ -14,6 +14,9 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.evaluation.metrics import Floats, Table
 from cifar_resnet.training.history import EpochRecord
 
+MAX_COUNTED = 20  # classes; with more, the confusion matrix has no numbers
+MAX_NAMED = 200  # classes; with more, its names would overlap
+MAX_LETTERS = 24  # of a class's name
 BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers
 
 
@@ -36,19 +39,28 @@ def plot_learning_curves(records: Sequence[EpochRecord]) -> Figure:
     return figure
 
 
+def label_text(class_name: str) -> str:
+    """A class's name as text in a figure: not too long, and without the formulas that matplotlib sees between $."""
+    text = class_name if len(class_name) <= MAX_LETTERS else f"{class_name[: MAX_LETTERS - 1]}…"
+    return text.replace("$", r"\$")
+
+
 def plot_confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> Figure:
     """Counts (C, C) as a heat map of the mistakes; the diagonal has numbers but no colour."""
-    figure = Figure(figsize=(7, 6.2), layout="constrained")
+    scale = max(1.0, min(len(classes), MAX_NAMED) / 32)
+    figure = Figure(figsize=(7 * scale, 6.2 * scale), layout="constrained")
     axes = figure.subplots()
     mistakes = np.where(np.eye(len(classes), dtype=bool), 0, counts)
     heat_map = axes.imshow(mistakes, cmap="Blues")
-    for row, column in np.ndindex(*counts.shape):
+    for row, column in np.ndindex(*counts.shape) if len(classes) <= MAX_COUNTED else ():
         dark = mistakes[row, column] > 0.6 * max(int(mistakes.max()), 1)
         colour, weight = ("white" if dark else "black"), ("bold" if row == column else "normal")
         text = str(counts[row, column])
         axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour, fontweight=weight)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
+    names = [label_text(name) for name in classes] if len(classes) <= MAX_NAMED else []
+    size = None if len(classes) <= MAX_COUNTED else 8
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
     axes.set(xlabel="predicted class", ylabel="true class", title="Test images by true and predicted class")
     figure.colorbar(heat_map, label="misclassified images", shrink=0.8)
     return figure
@@ -56,13 +68,14 @@ def plot_confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> 
 
 def plot_class_scores(scores: Table) -> Figure:
     """Recall of each class with its interval, and precision; the class with the lowest recall is at the bottom."""
-    figure = Figure(figsize=(7, 3.8), layout="constrained")
+    figure = Figure(figsize=(7, max(3.8, 1 + 0.2 * len(scores))), layout="constrained")
     axes = figure.subplots()
     rows = sorted(scores, key=lambda row: row["recall"])
-    names, recall = [row["class"] for row in rows], _column(rows, "recall")
+    positions, recall = range(len(rows)), _column(rows, "recall")
     xerr = [recall - _column(rows, "recall_low"), _column(rows, "recall_high") - recall]
-    axes.errorbar(recall, names, xerr=xerr, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
-    axes.plot(_column(rows, "precision"), names, "D", color=RED, label="precision")
+    axes.errorbar(recall, positions, xerr=xerr, fmt="o", color=BLUE, capsize=3, label="recall, 95 % interval")
+    axes.plot(_column(rows, "precision"), positions, "D", color=RED, label="precision")
+    axes.set_yticks(positions, [label_text(row["class"]) for row in rows])
     axes.set(xlabel="recall, precision", ylabel="class", title="Recall and precision by class")
     format_percent(axes.xaxis)
     axes.grid(alpha=0.3)

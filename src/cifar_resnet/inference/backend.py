@@ -104,7 +104,7 @@ def is_fast(precision: str, device: Device) -> bool:
     """Whether an exported model is at least as fast as torch, as far as can be told without loading torch.
 
     Measured: int8 is faster than bfloat16 with AVX512-bf16 and faster than float32 with AVX2; float32 is slower than
-    bfloat16 (docs/onnx.md). With AMX and on accelerators, torch is expected to be faster.
+    bfloat16 (docs/results.md). With AMX and on accelerators, torch is expected to be faster.
     """
     if find_spec("torch") is None:
         return True

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.inference.logits import Logits, augmented_logits, softmax
 
-SURE = 0.8  # below it, test-time augmentation; with all hold-out images above it, no class changed (docs/onnx.md)
+SURE = 0.8  # below it, test-time augmentation; with all hold-out images above it, no class changed (docs/research.md)
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def build_model(
 
 
 @torch.no_grad()
-def init_whitening(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> None:
+def init_whitening(model: ResNet, images: Tensor, epsilon: float) -> None:
     """Set a whitening stem's filters to those that whiten 2x2 patches, and their negatives.
 
     In a mirrored network, the mirror images of the filters are added too. A network without a whitening stem does not
@@ -171,7 +171,7 @@ def init_whitening(model: ResNet, images: Tensor, *, epsilon: float = 5e-4) -> N
 
     Args:
         images: uint8 (N, 3, 32, 32), a few thousand suffice.
-        epsilon: added to the eigenvalues, for stability.
+        epsilon: added to the eigenvalues; it limits the amplification of weak components, which are mostly noise.
     """
     conv = model.stem[0]
     assert isinstance(conv, nn.Conv2d)

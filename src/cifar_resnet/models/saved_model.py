@@ -16,6 +16,7 @@ from cifar_resnet.params.schema import ModelParams
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "model.json"
 RENAMED_KEYS = {"pool": "head_pool_kernel", "pooling": "head_pool"}  # architecture keys of files before 0.1.0
+ADDED_KEYS = {"mirrored": False, "whitening_epsilon": 0.0005}  # and their values in files that lack them
 
 
 def model_config(
@@ -68,9 +69,7 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a model that an earlier version saved, with the present keys; registered models keep old ones."""
-    architecture = {"mirrored": False} | {
-        RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()
-    }
+    architecture = ADDED_KEYS | {RENAMED_KEYS.get(key, key): value for key, value in config["architecture"].items()}
     normalisation = config["normalisation"]
     std = normalisation.get("std", normalisation.get("deviation"))
     return config | {

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.schema import (
@@ -63,16 +63,32 @@ def load_params(path: Path) -> Params:
     Raises:
         UserError: one line per mistake with the key, its value and what is allowed.
     """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise UserError(f"{path.name}: not found in {path.parent}; run from the project's root") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, path.name)
+    if not isinstance(values, dict):
+        content = "nothing" if values is None else "other values"
+        raise UserError(f"{path.name}: sections needed, for example `train:`; {content} found")
     try:
         return Params.model_validate(values)
     except ValidationError as error:
         raise UserError("\n".join(_error_line(path.name, mistake) for mistake in error.errors())) from None
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """The values of a YAML 1.2 file.
+
+    Raises:
+        UserError: if it cannot be read; the message starts with `name`.
+    """
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{name}: not found in {path.parent}; run from the project's root") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{name}: not valid YAML: not UTF-8 text; save it with this encoding") from None
+    except YAMLError as error:
+        raise UserError(f"{name}: not valid YAML: {_yaml_problem(error)}") from None
 
 
 def parse_yaml(text: str) -> Any:
@@ -140,6 +156,14 @@ def params_summary(params: Params) -> str:
     model, train = params.model, params.train
     layers = "+".join(f"{blocks}x{channels}" for blocks, channels in zip(model.blocks, model.channels, strict=True))
     return f"seed {train.seed}, {train.epochs} epochs, {layers}"
+
+
+def _yaml_problem(error: YAMLError) -> str:
+    """Line, column and problem, without the advice of ruamel, which is for programmers."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {' '.join(str(error.problem).split())}"
+    return " ".join(str(error).split())
 
 
 def _error_line(file: str, mistake: Any) -> str:

@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml.error import YAMLError
-
 from cifar_resnet.errors import UserError, run
-from cifar_resnet.params.file import parse_yaml
+from cifar_resnet.params.file import read_yaml
 
 
 def to_hydra(value: Any) -> str:
@@ -37,10 +35,7 @@ def preset_options(path: Path) -> str:
     Raises:
         UserError: if the file is not a YAML mapping from full names, for example train.epochs, to values.
     """
-    try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path, str(path))
     if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
         raise UserError(f"{path}: a line per value needed, with its full name: `train.epochs: 4`")
     return " ".join(f"-S {shlex.quote(f'{name}={to_hydra(value)}')}" for name, value in values.items())

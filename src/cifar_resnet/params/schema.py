@@ -79,6 +79,9 @@ class ModelParams(Section):
     skip_kernels: list[PositiveInt] = Field(
         description="Kernel size in pixels of the convolution on the skip path where the shape changes; odd."
     )
+    whitening_epsilon: PositiveFloat = Field(
+        description="Added to the variances that whitening divides by; a larger one amplifies noise less."
+    )
     downsample: Literal["pool", "stride"] = Field(
         description="How a layer halves the resolution: pool (every layer) or stride (every layer but the first)."
     )
@@ -174,6 +177,10 @@ class TrainParams(Section):
     trivial_augment_probability: float = Field(
         ge=0, le=1, description="Probability that an image gets one random operation of TrivialAugment, 0 to 1."
     )
+    noise: Fraction = Field(
+        description="Largest standard deviation of Gaussian noise in patches of images, as a share of the value range."
+    )
+    noise_probability: Fraction = Field(description="Probability that an image gets such a patch, 0 to 1.")
     cutout: int = Field(ge=0, le=32, description="Side of the erased square in pixels; 0 erases nothing.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         description="Where to train: auto takes an accelerator if there is one and otherwise the CPU."

@@ -1,5 +1,6 @@
 """Register the pretrained weights, with the evidence that comes with them."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,11 @@ import numpy as np
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash, read_json
 from cifar_resnet.inference import pretrained
+from cifar_resnet.inference.uncertainty import METRICS_FILE
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.card import CARD_FILE
 from cifar_resnet.registry.evidence import encode_mask
-from cifar_resnet.registry.load import METRICS_FILE
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
@@ -39,6 +40,7 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],
+        "classes": json.dumps(config["classes"]),
         "test_correct": encode_mask(labels == predicted),
         "model": file_hash(pretrained.FOLDER / WEIGHTS_FILE),
     }
@@ -46,7 +48,13 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
     example = np.full((1, 32, 32, 3), 255 * np.array(mean), np.uint8)  # a picture of the mean color
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(
-            mlflow_run, pretrained.FOLDER, name=policy.model_name, evidence=evidence, card=card, example=example
+            mlflow_run,
+            pretrained.FOLDER,
+            pretrained.FOLDER,
+            name=policy.model_name,
+            evidence=evidence,
+            card=card,
+            example=example,
         )
         mlflow_run.log_evaluation(pretrained.FOLDER)
         return promote_if_better(mlflow_run.client, version, policy)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cifar_resnet.data.dataset_name import CIFAR10, dataset_name, list_classes
 from cifar_resnet.files import read_json
 from cifar_resnet.params.overrides import to_hydra
 from cifar_resnet.params.schema import TrainParams
@@ -14,17 +15,21 @@ CARD_FILE = "model-card.md"
 TABLES = ("class_scores", "confused_pairs", "corruptions")
 SAME_RESULT = {"device", "precision", "processes"}  # keys of `train` that say where, not how
 MAX_CHARACTERS = 5000  # of a description in MLflow on PostgreSQL
+MAX_CLASSES = 20  # in a list or table
 INTENDED_USE = """## Intended use
 
 Teaching, comparing training methods, and trying MLOps tools on a small task.
 Not for decisions that affect people, property or safety.
 """
 GENERAL_LIMITS = """\
-- It answers every image with one of its ten classes, even if the image shows something else.
+- It answers every image with one of its {count} classes, even if the image shows something else.
 - It sees 32x32 pixels. Larger photos are reduced, and details are lost.
-- All figures are for CIFAR-10. Photos from other sources can be harder.
+- All figures are for {data}. Photos from other sources can be harder.
+"""
+CIFAR10_LIMITS = """\
 - About 3.3 % of CIFAR-10's test images have near duplicates in its training part (Barz and Denzler, 2020).
 """
+SMALL_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def model_card(
@@ -85,6 +90,8 @@ def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
             _interval(*metrics["accuracy_interval_tta"], decimals=2),
         ),
     ]
+    if "balanced_accuracy" in metrics:
+        rows.append(("plain, mean over the classes (balanced accuracy)", _percent(metrics["balanced_accuracy"], 2), ""))
     if "mean_corruption_accuracy" in metrics:
         rows.append(("plain, corrupted images (mean)", _percent(metrics["mean_corruption_accuracy"]), ""))
     return (
@@ -98,18 +105,40 @@ def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
 def _data(statistics: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in statistics["images"].items() if count)
     return (
-        f"## Data\n\nCIFAR-10 ({counts} images), equally many of each class.\n"
+        f"## Data\n\n{_data_name(statistics)} ({counts} images), {_class_sizes(statistics)}.\n"
         "The weights were fitted to the train images only.\n"
-        f"The classes: {', '.join(statistics['classes'])}.\n"
+        f"The classes: {_class_list(statistics['classes'])}.\n"
     )
+
+
+def _data_name(statistics: dict[str, Any]) -> str:
+    name = dataset_name(statistics["source"])
+    return name if name == CIFAR10 else f"`{name}`"
+
+
+def _class_list(classes: list[str]) -> str:
+    return ", ".join(classes) if len(classes) <= MAX_CLASSES else list_classes(classes)
+
+
+def _class_sizes(statistics: dict[str, Any]) -> str:
+    """That all classes have equally many images, or how many train images the classes have."""
+    sizes = {split: counts.values() for split, counts in statistics["images_per_class"].items()}
+    if all(min(counts) == max(counts) for counts in sizes.values()):
+        return "equally many of each class"
+    return f"{min(sizes['train']):,} to {max(sizes['train']):,} train images of a class"
 
 
 def _recipe(config: dict[str, Any], recipe: TrainParams) -> str:
     provenance, seconds = config["provenance"], config["provenance"]["seconds"]
-    settings = recipe.model_dump(exclude=SAME_RESULT)
+    start = (
+        f" It started from the weights {provenance['init']} ({provenance['init_weights'][:8]})."
+        if "init" in provenance
+        else ""
+    )
+    settings = recipe.model_dump(exclude=SAME_RESULT | (set() if start else {"init"}))
     machine = f"{provenance['cpu']}, {provenance['threads']} threads, {provenance['precision']}"
     return (
-        f"## Recipe\n\nTrained for {recipe.epochs} epochs, in {seconds / 60:,.1f} min ({machine}).\n\n"
+        f"## Recipe\n\nTrained for {recipe.epochs} epochs, in {seconds / 60:,.1f} min ({machine}).{start}\n\n"
         f"```\n{_settings('model', config['architecture'])}\n{_settings('train', settings)}\n```\n"
     )
 
@@ -120,6 +149,11 @@ def _settings(section: str, values: dict[str, Any]) -> str:
 
 
 def _classes(scores: list[dict[str, str]]) -> str:
+    """A table of all classes, or of those with the lowest recall."""
+    title = "## Accuracy per class"
+    if len(scores) > MAX_CLASSES:
+        title += f": the {MAX_CLASSES} weakest of {len(scores)}"
+        scores = sorted(scores, key=lambda row: float(row["recall"]))[:MAX_CLASSES]
     rows = [
         (
             row["class"],
@@ -130,7 +164,7 @@ def _classes(scores: list[dict[str, str]]) -> str:
         for row in scores
     ]
     return (
-        "## Accuracy per class\n\n"
+        f"{title}\n\n"
         "Recall: share of the class's images that are recognized. Precision: share of such answers that are right.\n\n"
         + _table(("class", "recall", "95 % interval", "precision"), rows)
     )
@@ -189,11 +223,13 @@ def _limits(
             f"{_percent(worst['mean'])} instead of {before} are right."
         )
     lines.append(f"- One training with seed {recipe.seed}. Another seed gives a slightly different accuracy.")
-    return "## Limits\n\n" + "\n".join(lines) + "\n" + GENERAL_LIMITS
+    data, count = _data_name(statistics), len(statistics["classes"])
+    general = GENERAL_LIMITS.format(data=data, count=SMALL_NUMBERS[count] if count < len(SMALL_NUMBERS) else count)
+    return "## Limits\n\n" + "\n".join(lines) + "\n" + general + (CIFAR10_LIMITS if data == CIFAR10 else "")
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
+    lines = [header, ("---",) * len(header), *(tuple(cell.replace("|", r"\|") for cell in row) for row in rows)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

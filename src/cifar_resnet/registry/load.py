@@ -17,13 +17,13 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.backend import EXPORTED_FILE, EXPORTED_SUFFIX, WEIGHTS_FILE
+from cifar_resnet.inference.uncertainty import METRICS_FILE
 
 if TYPE_CHECKING:
     from cifar_resnet.device import Device
     from cifar_resnet.inference.model import Model
 
 MODEL = "data/model"
-METRICS_FILE = "metrics.json"
 URI_SCHEMES = ("models:/", "runs:/")
 
 
@@ -36,12 +36,14 @@ class NamedModel:
         name: for messages and for --model.
         evaluation: the folder with the metrics.json and reliability.csv of this model; None if there is none.
         accuracy: on the test set, without test-time augmentation; None if it is not known.
+        classes: their names by label; empty if they are not known.
     """
 
     folder: Path
     name: str
     evaluation: Path | None = None
     accuracy: float | None = None
+    classes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         known = "unknown" if self.accuracy is None else f"{self.accuracy:.2%}"
@@ -116,8 +118,8 @@ def evaluated_model(folder: Path, name: str) -> NamedModel:
     for evaluation in (folder, folder.resolve().parent / "evaluation"):
         metrics = matching_metrics(folder, evaluation)
         if metrics is not None:
-            return NamedModel(folder, name, evaluation, metrics["accuracy"])
-    return NamedModel(folder, name)
+            return NamedModel(folder, name, evaluation, metrics["accuracy"], read_classes(folder))
+    return NamedModel(folder, name, classes=read_classes(folder))
 
 
 def matching_metrics(folder: Path, evaluation: Path) -> dict[str, Any] | None:
@@ -130,10 +132,21 @@ def matching_metrics(folder: Path, evaluation: Path) -> dict[str, Any] | None:
         return None
 
 
+def read_classes(folder: Path) -> tuple[str, ...]:
+    """The classes in a model's model.json; empty if it is missing or damaged."""
+    try:
+        return tuple(read_json(folder / "model.json")["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
 def better_model(root: Path, used: NamedModel) -> NamedModel | None:
-    """Of data/model and the pretrained weights, the one with the higher test accuracy, if `used` has a lower one."""
+    """Of data/model and the pretrained weights, the one with the higher test accuracy, if `used` has a lower one.
+
+    Both know the same classes: other accuracies say nothing.
+    """
     models = (evaluated_model(root / MODEL, MODEL), evaluated_model(pretrained.FOLDER, pretrained.NAME))
-    usable = [model for model in models if (model.folder / WEIGHTS_FILE).exists()]
+    usable = [model for model in models if (model.folder / WEIGHTS_FILE).exists() and model.classes == used.classes]
     best = max(usable, key=lambda model: model.accuracy or 0.0, default=used)
     if best.accuracy is None or used.accuracy is None or best.accuracy <= used.accuracy:
         return None

@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from cifar_resnet.data.dataset_name import list_classes
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation import significance
 from cifar_resnet.evaluation.significance import Comparison
@@ -65,8 +66,8 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
 
     A version that was rolled back does not become the champion again; only `cifar-resnet registry promote` can do this.
 
-    The evidence of a version (see `read_evidence`) has accuracy, parameters, test_data (hash of the images) and
-    test_correct (see `encode_mask`).
+    The evidence of a version (see `read_evidence`) has accuracy, parameters, test_data (hash of the images),
+    test_correct (see `encode_mask`) and classes (their names as JSON). Versions of earlier code have no classes.
     """
     name = policy.model_name
     candidate, champion = client.get_model_version(name, str(version)), get_champion(client, name)
@@ -117,6 +118,9 @@ def check_policy(
     if champion is None:
         return True, "there was no champion", None
     before = read_evidence(champion)
+    known, new = (json.loads(values["classes"]) if "classes" in values else None for values in (before, evidence))
+    if known and new and known != new:
+        return False, other_classes_text(candidate, champion, known, new), None
     if "test_correct" not in before:
         advice = f"register it again, or override with `cifar-resnet registry promote {candidate.version}`"
         return False, f"version {champion.version} stays: it has no test_correct in its tags; {advice}", None
@@ -131,6 +135,14 @@ def check_policy(
         reason = f"{accuracies} is not significant, register.significance is {policy.significance:g}: {comparison}"
         return False, reason, comparison
     return True, f"{accuracies}: {comparison}", comparison
+
+
+def other_classes_text(candidate: ModelVersion, champion: ModelVersion, known: list[str], new: list[str]) -> str:
+    return (
+        f"version {champion.version} stays: it knows other classes ({list_classes(known)}) than this version "
+        f"({list_classes(new)}), so the two are not compared; register networks for other classes under another "
+        f"register.model_name, or override with `cifar-resnet registry promote {candidate.version}`"
+    )
 
 
 def decision_of(version: ModelVersion) -> str:

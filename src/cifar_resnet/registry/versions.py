@@ -23,6 +23,7 @@ from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.backend import EXPORTED_FILE
+from cifar_resnet.inference.uncertainty import METRICS_FILE, RELIABILITY_FILE
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
 from cifar_resnet.registry.evidence import pack_evidence, read_evidence
@@ -33,11 +34,15 @@ PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pill
 EXPORTED_REQUIREMENT = "onnxruntime"  # of versions with an exported file
 TRAIN_IMAGES = "data/prepared/train_images.npy"
 IDENTITY = ("model", "test_data")  # of a version
-MODEL_DESCRIPTION = "Residual networks that classify CIFAR-10 images. The alias champion marks the best version."
+MODEL_DESCRIPTION = "Residual networks that classify images of 32x32 pixels. The alias champion marks the best version."
 MODEL_FILES = {"MLmodel", "code", Path(served_model.__file__).name}
+NETWORK_FILES = (WEIGHTS_FILE, CONFIG_FILE)
+EVALUATION_FILES = (METRICS_FILE, RELIABILITY_FILE)  # versions of early commits do not have them
 
 
-def register_version(run: Run, folder: Path, *, name: str, evidence: dict[str, Any], card: str, example: Pixels) -> int:
+def register_version(
+    run: Run, folder: Path, evaluation: Path, *, name: str, evidence: dict[str, Any], card: str, example: Pixels
+) -> int:
     """Log the model to its run, register it, and return the version.
 
     A model that is already registered keeps its version and gets the tags, files and description that are missing.
@@ -45,6 +50,7 @@ def register_version(run: Run, folder: Path, *, name: str, evidence: dict[str, A
     Args:
         run: the run that trained the model.
         folder: holds model.safetensors and model.json.
+        evaluation: holds the metrics.json and reliability.csv of the model.
         evidence: values for the version's tags, see `pack_evidence`; "model" is the hash of the weights, "test_data" is
             the hash of the test images.
         card: Markdown, the description of the version.
@@ -54,9 +60,9 @@ def register_version(run: Run, folder: Path, *, name: str, evidence: dict[str, A
     registered = versions_of_model(run.client, name, values)
     if registered:
         add_missing_values(run.client, registered[0], values, card)
-        restore_files(registered[0], folder, example)
+        restore_files(registered[0], folder, evaluation, example)
         return int(registered[0].version)
-    info = log_model(run, folder, example)
+    info = log_model(run, folder, evaluation, example)
     with suppress(MlflowException):  # the name exists, or the next call reports the error
         run.client.create_registered_model(name, description=MODEL_DESCRIPTION)
     created = run.client.create_model_version(
@@ -83,12 +89,12 @@ def add_missing_values(client: MlflowClient, version: ModelVersion, values: dict
         client.update_registered_model(version.name, description=MODEL_DESCRIPTION)
 
 
-def log_model(run: Run, folder: Path, example: Pixels) -> Any:
-    """Log the model to its run: a safetensors file and the code that loads it."""
+def log_model(run: Run, folder: Path, evaluation: Path, example: Pixels) -> Any:
+    """Log the model to its run: a safetensors file, the code that loads it, and its evaluation."""
     run_info = run.client.get_run(run.id).info
     try:
         with mlflow.start_run(run_id=run.id), package_code() as code, exported_file(folder) as exported:
-            return mlflow.pyfunc.log_model(name="model", **model_options(folder, example, code, exported))
+            return mlflow.pyfunc.log_model(name="model", **model_options(folder, evaluation, example, code, exported))
     finally:  # start_run changes status and end time, but the training finished earlier
         run.client.set_terminated(run.id, "FINISHED", run_info.end_time)
 
@@ -125,10 +131,11 @@ def exported_file(folder: Path) -> Iterator[Path | None]:
         yield path
 
 
-def model_options(folder: Path, example: Pixels, code: Path, exported: Path | None) -> dict[str, Any]:
-    """Arguments of MLflow for the model in `folder`, the package folder `code` and an exported file, if any."""
+def model_options(folder: Path, evaluation: Path, example: Pixels, code: Path, exported: Path | None) -> dict[str, Any]:
+    """Arguments of MLflow for a model and its evaluation, the package folder `code` and an exported file, if any."""
     source = Path(served_model.__file__)
     files = {"weights": folder / WEIGHTS_FILE, "config": folder / CONFIG_FILE}
+    files |= {"metrics": evaluation / METRICS_FILE, "reliability": evaluation / RELIABILITY_FILE}
     files |= {"exported": exported} if exported else {}
     packages = (*PIP_REQUIREMENTS, EXPORTED_REQUIREMENT) if exported else PIP_REQUIREMENTS
     return {
@@ -141,14 +148,16 @@ def model_options(folder: Path, example: Pixels, code: Path, exported: Path | No
     }
 
 
-def restore_files(version: ModelVersion, folder: Path, example: Pixels) -> None:
-    """Write the files of a version again if the model, its code or its weights are missing."""
+def restore_files(version: ModelVersion, folder: Path, evaluation: Path, example: Pixels) -> None:
+    """Write the files of a version again if one of them is missing."""
     uri = f"models:/{version.name}/{version.version}"
-    if stored_files(uri) >= MODEL_FILES and stored_files(f"{uri}/artifacts") >= {WEIGHTS_FILE, CONFIG_FILE}:
+    needed = {*NETWORK_FILES, *EVALUATION_FILES}
+    if stored_files(uri) >= MODEL_FILES and stored_files(f"{uri}/artifacts") >= needed:
         return
     with tempfile.TemporaryDirectory() as name, package_code() as code, exported_file(folder) as exported:
         model = Model(run_id=version.run_id, model_id=version.source.rpartition("/")[2])
-        mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **model_options(folder, example, code, exported))
+        options = model_options(folder, evaluation, example, code, exported)
+        mlflow.pyfunc.save_model(f"{name}/model", mlflow_model=model, **options)
         target = ModelsArtifactRepository.get_underlying_uri(uri)
         get_artifact_repository(target).log_artifacts(f"{name}/model")
     print(f"register: the missing files of {version.name} version {version.version} are restored")
@@ -192,7 +201,7 @@ def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersio
 
 
 def download_version(version: ModelVersion, folder: Path) -> None:
-    """Download the version's model.safetensors and model.json to `folder`.
+    """Download the version's model.safetensors and model.json to `folder`, and its evaluation if it has one.
 
     Raises:
         UserError: if MLflow cannot provide them.
@@ -203,9 +212,10 @@ def download_version(version: ModelVersion, folder: Path) -> None:
 def download_uri(uri: str, folder: Path) -> None:
     """Like `download_version`, for a model's MLflow URI."""
     try:
-        for file in (WEIGHTS_FILE, CONFIG_FILE):
+        evaluation = sorted(stored_files(f"{uri}/artifacts").intersection(EVALUATION_FILES))
+        for file in (*NETWORK_FILES, *evaluation):
             mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/artifacts/{file}", dst_path=str(folder))
-        for file in (WEIGHTS_FILE, CONFIG_FILE):
+        for file in (*NETWORK_FILES, *evaluation):
             (folder / "artifacts" / file).replace(folder / file)
     except (OSError, MlflowException) as error:
         reason = " ".join(str(error).split())

@@ -82,13 +82,13 @@ def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) ->
 
 
 def apply_trial(root: Path, params: Params, result: TrialResult) -> str:
-    """Write a trial's configuration into params.yaml, keep comments and layout, and return the difference.
+    """Write a trial's configuration into params.yaml, keep comments, layout and line ends, and return the difference.
 
     Raises:
         UserError: if the result is not a valid params.yaml with exactly these values; then the file is not changed.
     """
     path = root / "params.yaml"
-    before = path.read_text(encoding="utf-8")
+    before, newline = path.read_text(encoding="utf-8"), "\r\n" if b"\r\n" in path.read_bytes() else "\n"
     after = replace_values(before, result.overrides)
     try:
         is_applied = Params.model_validate(parse_yaml(after)) == with_overrides(params, result.overrides)
@@ -98,5 +98,5 @@ def apply_trial(root: Path, params: Params, result: TrialResult) -> str:
         overrides = " ".join(override_arguments(result))
         raise UserError(f"params.yaml: trial {result.number} does not fit the other values; edit by hand: {overrides}")
     with atomic_write(path) as temporary:
-        temporary.write_text(after, encoding="utf-8")
+        temporary.write_text(after, encoding="utf-8", newline=newline)
     return "".join(difflib.unified_diff(before.splitlines(True), after.splitlines(True), "before", "params.yaml"))

@@ -16,8 +16,9 @@ from typing import Any
 import optuna
 import sqlalchemy
 from filelock import FileLock
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.file import Params
@@ -96,12 +97,25 @@ class Study:
         except KeyError:
             raise self._missing_study_error() from None
         except Exception as error:
-            message = " ".join(str(error.__cause__ or error).split())
-            message = message.replace(self.url.password or self._address, "***")[:200]
-            raise UserError(
-                f"search.storage: {self._address} cannot be used ({message}); start it, or name a database "
-                "that the search has to itself"
-            ) from None
+            advice = "start it, or name a database that the search has to itself"
+            raise self._storage_error(error, advice) from None
+
+    @contextmanager
+    def require_storage(self) -> Iterator[None]:
+        """Turn errors of the database in the block into user errors.
+
+        Raises:
+            UserError: if the database fails, for example because its server or disk does.
+        """
+        try:
+            yield
+        except (StorageInternalError, SQLAlchemyError) as error:
+            raise self._storage_error(error, "fix this and run the same command again") from None
+
+    def _storage_error(self, error: Exception, advice: str) -> UserError:
+        message = " ".join(str(error.__cause__ or error).split())
+        message = message.replace(self.url.password or self._address, "***")[:200]
+        return UserError(f"search.storage: {self._address} cannot be used ({message}); {advice}")
 
     @property
     def _can_lock(self) -> bool:

@@ -1,6 +1,7 @@
 """Training of one trial: on a part of the training images, validated on another part."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,6 +13,7 @@ from cifar_resnet.data.dataset import Images
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json
+from cifar_resnet.params.file import Params
 from cifar_resnet.params.search_schema import SearchParams
 from cifar_resnet.search.reporter import ProgressReporter
 from cifar_resnet.search.study import Study
@@ -20,20 +22,49 @@ from cifar_resnet.tracking.run import NullRun, Run
 from cifar_resnet.tracking.search_runs import create_trial_run_or_null
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.history import EpochRecord
+from cifar_resnet.training.initial_weights import RANDOM, InitialWeights, load_initial_weights
 from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import fit, init_train_state
 
 PREPARED = "data/prepared"
 
 
-def load_search_data(root: Path, params: SearchParams) -> tuple[Images, Images, Any]:
-    """(training images, validation images, statistics), both parts from the images that stage `train` trains on.
+@dataclass(frozen=True)
+class SearchData:
+    """What all trials train with: images from those of stage `train`, and the weights that `train.init` names.
+
+    statistics: the content of statistics.json; initial: None for random weights.
+    """
+
+    train: Images
+    validation: Images
+    statistics: dict[str, Any]
+    initial: InitialWeights | None
+
+
+def load_search_data(root: Path, params: Params) -> SearchData:
+    """
+    Raises:
+        UserError: if a class has too few images, or if the search changes a network that starts from other weights.
+    """
+    searched = [name for name in params.search.space if name.startswith("model.")]
+    if params.train.init != RANDOM and searched:
+        raise UserError(
+            f"params.yaml: train.init is {params.train.init}, but search.space changes the network "
+            f"({', '.join(searched)}): set train.init to none, or search values of train only"
+        )
+    initial = load_initial_weights(root, params.train.init, params.model)
+    statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
+    train, validation = search_split(dataset.read_split(root / PREPARED, "train"), statistics, params.search)
+    return SearchData(train, validation, statistics, initial)
+
+
+def search_split(images: Images, statistics: dict[str, Any], params: SearchParams) -> tuple[Images, Images]:
+    """(training images, validation images) of all trials.
 
     Raises:
         UserError: if a class has too few images.
     """
-    images = dataset.read_split(root / PREPARED, "train")
-    statistics = read_json(root / PREPARED / "statistics.json")
     num_classes = len(statistics["classes"])
     smallest_class = int(np.bincount(images.labels, minlength=num_classes).min())
     if params.train_per_class + params.validation_per_class > smallest_class:
@@ -45,18 +76,18 @@ def load_search_data(root: Path, params: SearchParams) -> tuple[Images, Images, 
         images, per_class=params.validation_per_class, num_classes=num_classes, seed=params.seed
     )
     if params.train_per_class + params.validation_per_class == smallest_class:
-        return rest, validation_images, statistics
+        return rest, validation_images
     _, train_images = split.train_validation_split(
         rest, per_class=params.train_per_class, num_classes=num_classes, seed=params.seed
     )
-    return train_images, validation_images, statistics
+    return train_images, validation_images
 
 
 def run_trial(
     root: Path,
     study: Study,
     trial: SearchTrial,
-    data: tuple[Images, Images, Any],
+    data: SearchData,
     reporter: ProgressReporter,
     stop_event: Event,
     search_run: str | None,
@@ -90,18 +121,19 @@ def run_trial(
 def train_trial(
     study: Study,
     trial: SearchTrial,
-    data: tuple[Images, Images, Any],
+    data: SearchData,
     run: Run,
     reporter: ProgressReporter,
     stop_event: Event,
 ) -> str:
     """Train a trial and return its outcome, finished or pruned."""
-    (train_images, validation_images, statistics), params = data, trial.params.train
+    params = trial.params.train
     device = select_device(params.device)
     precision, _ = select_dtype(params.precision, device)
-    state = init_train_state(trial.params.model, params, train_images, statistics, world=World(device=device))
-    loader = BatchLoader(train_images, params, World())
-    for record in fit(state, loader, validation_images, params=params, precision=precision):
+    world = World(device=device)
+    state = init_train_state(trial.params.model, params, data.train, data.statistics, world, initial=data.initial)
+    loader = BatchLoader(data.train, params, World())
+    for record in fit(state, loader, data.validation, params=params, precision=precision):
         study.heartbeat(trial)
         if stop_event.is_set():
             raise KeyboardInterrupt("the running trial is queued again; run the same command to continue")

@@ -20,7 +20,7 @@ from cifar_resnet.params.file import Params
 from cifar_resnet.progress import progress_bar
 from cifar_resnet.search.reporter import ProgressReporter
 from cifar_resnet.search.study import Study, TakenOverError
-from cifar_resnet.search.train_trial import PREPARED, load_search_data, run_trial
+from cifar_resnet.search.train_trial import PREPARED, SearchData, load_search_data, run_trial
 from cifar_resnet.search.trial import SearchTrial
 from cifar_resnet.tracking.search_runs import end_run, find_or_create_search_run
 
@@ -33,11 +33,19 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
 
     Raises:
         KeyboardInterrupt: after SIGINT or SIGTERM; the running trial is queued again.
+        UserError: if the study's database or MLflow cannot be used.
     """
     disable_malloc_trim()
-    data = load_search_data(root, params.search)
-    num_classes = len(data[2]["classes"])
+    data = load_search_data(root, params)
+    num_classes = len(data.statistics["classes"])
     study = Study(root, params, (file_hash(root / PREPARED / "train_images.npy"), num_classes))
+    with study.require_storage():
+        run_trials(root, study, data, limit=limit, minutes=minutes)
+    return study
+
+
+def run_trials(root: Path, study: Study, data: SearchData, *, limit: int, minutes: float) -> None:
+    """The trials of this worker, in a run of MLflow."""
     search_run = open_search_run(root, study)
     if search_run:
         end_run(root, search_run, "RUNNING")
@@ -58,7 +66,6 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
         finally:
             if search_run:
                 end_run(root, search_run, search_status(study, limit))
-    return study
 
 
 def open_search_run(root: Path, study: Study) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow.data.meta_dataset
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
+from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -72,8 +73,9 @@ class Run:
 
     def log_train_data(self, source: str, digest: str) -> None:
         """Log the training images, with the source and the hash of statistics.json and train_images.npy."""
-        name = f"{dataset_name(source)} train"
-        data = mlflow.data.meta_dataset.MetaDataset(HTTPDatasetSource(source), name=name, digest=digest)
+        name, is_address = f"{dataset_name(source)} train", "://" in source
+        data_source = HTTPDatasetSource(source) if is_address else LocalArtifactDatasetSource(source)
+        data = mlflow.data.meta_dataset.MetaDataset(data_source, name=name, digest=digest)
         context = InputTag("mlflow.data.context", "training")
         self._write("log_inputs", datasets=[DatasetInput(data._to_mlflow_entity(), [context])])
 

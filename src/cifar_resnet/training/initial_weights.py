@@ -14,6 +14,7 @@ from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE, load_mode
 from cifar_resnet.params.schema import ModelParams
 
 RANDOM = "none"
+NOT_OF_THE_NETWORK = {"max_parameters", "whitening_epsilon"}  # whitening comes with the weights
 HEAD = "head."  # start of the names of the last layer's weights, whose number depends on the classes
 
 
@@ -76,7 +77,7 @@ def check_architecture(init: str, source: ModelParams, params: ModelParams) -> N
     Raises:
         UserError: if the two networks differ; the message names every key and its value in the source.
     """
-    there, here = (values.model_dump(exclude={"max_parameters"}) for values in (source, params))
+    there, here = (values.model_dump(exclude=NOT_OF_THE_NETWORK) for values in (source, params))
     differing = [f"model.{key} (there {there[key]}, here {here[key]})" for key in here if there[key] != here[key]]
     if differing:
         raise UserError(

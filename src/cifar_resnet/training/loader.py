@@ -48,8 +48,9 @@ class BatchLoader:
             images = augment.flip_left_right(images, flipped[rows])
             images = augment.trivial_augment(images, params.trivial_augment_probability, generator)
             images = augment.cutout(images, params.cutout, self.mean_color, generator)
-            images = augment.resize(self.world.shard(images), self.resolution(epoch))
-            yield images, self.world.shard(self.labels[rows])
+            images = augment.resize(images, self.resolution(epoch))
+            images = augment.add_noise(images, params.noise, params.noise_probability, generator)
+            yield self.world.shard(images), self.world.shard(self.labels[rows])
 
     def flip_mask(self, epoch: int, generator: Generator) -> Tensor:
         """Which images to flip, bool (N,).

@@ -86,7 +86,8 @@ def init_train_state(
     if initial:
         initial.load_into(model)
     else:
-        resnet.init_whitening(model, torch.from_numpy(training.pixels[:WHITENING_IMAGES]))
+        whitening_images = torch.from_numpy(training.pixels[:WHITENING_IMAGES])
+        resnet.init_whitening(model, whitening_images, model_params.whitening_epsilon)
     model.mirror_views = params.flip != "none" and not model_params.mirrored
     if params.sync_batch_norm:
         convert_sync_batch_norm(model, world)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import dvc.api
 from dvc.api import DVCFileSystem
-from dvc.exceptions import DvcException
+from dvc.exceptions import DvcException, PathMissingError
 from dvc.repo import Repo
 from dvc.scm import SCMError
 from pygit2 import GitError
@@ -55,7 +55,8 @@ def read_revision_file(root: Path, revision: str, path: str) -> bytes:
             content: bytes = stream.read()
             return content
     except (OSError, DvcException, SCMError) as error:
-        reason = " ".join(str(error).split())
+        is_missing = isinstance(error, PathMissingError)
+        reason = "neither in Git nor in DVC's cache" if is_missing else " ".join(str(error).split())
         raise UserError(f"{revision}: no {path} ({reason}); run `dvc repro evaluate` there, or `dvc pull`") from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.params.file import load_params
 
-PIPELINE_FOLDER = "data"
+LATER_OUTPUTS = tuple(Path("data", name) for name in ("model", "evaluation", "registry"))  # not written yet
 
 
 def require_tracked(root: Path, key: str, path: str) -> None:
@@ -28,7 +28,7 @@ def require_tracked(root: Path, key: str, path: str) -> None:
     project = os.environ.get("DVC_ROOT")
     if project is None or Path(project).resolve() == root.resolve():
         return
-    if Path(path).parts[:1] != (PIPELINE_FOLDER,) and not (root / path).exists():
+    if not (root / path).exists() and not any(Path(path).is_relative_to(output) for output in LATER_OUTPUTS):
         raise UserError(
             f"params.yaml: {key} is {path}, which is not in the temporary copy of this experiment; track it with "
             "`git add` or `dvc add`, name it by its absolute path, or run without --temp and --queue"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from cifar_resnet.evaluation.explanation import explain
-from cifar_resnet.evaluation.uncertainty import UNFAMILIAR, Reliability
+from cifar_resnet.inference.explanation import explain
 from cifar_resnet.inference.model import Model
+from cifar_resnet.inference.uncertainty import UNFAMILIAR, Reliability
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from conftest import rows
 
-from cifar_resnet.evaluation.uncertainty import UNFAMILIAR, Reliability, read_reliability
 from cifar_resnet.files import read_json, write_json
+from cifar_resnet.inference.uncertainty import UNFAMILIAR, Reliability, read_reliability
 
 BINS = [
     {"confidence": 0.2, "accuracy": 0.0, "accuracy_low": 0.0, "accuracy_high": 0.8, "images": 1.0},

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_resnet.data.dataset import Pixels
-from cifar_resnet.evaluation.uncertainty import Reliability
 from cifar_resnet.inference.attribution import heat_overlay, occlusion_map
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.logits import Logits
 from cifar_resnet.inference.model import Model
 from cifar_resnet.inference.predictor import predict_logits
+from cifar_resnet.inference.uncertainty import Reliability
 
 BATCH_SIZE = 128
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from cifar_resnet.files import read_json
 from cifar_resnet.inference.familiarity import UNFAMILIAR_SHARE
 
-METRICS_FILE, TABLE_FILE = "metrics.json", "reliability.csv"
+METRICS_FILE, RELIABILITY_FILE = "metrics.json", "reliability.csv"
 MIN_IMAGES = 20  # of a bin of confidence; fewer say little
 UNFAMILIAR = (
-    "**This picture looks unlike the training images: do not rely on the answer.** The network knows ten classes and "
-    f"always answers with one of them. {UNFAMILIAR_SHARE:.0%} of the pictures of these classes look as unusual."
+    "**This picture looks unlike the training images: do not rely on the answer.** The network always "
+    f"answers with one of its classes. {UNFAMILIAR_SHARE:.0%} of the pictures of these classes look as unusual."
 )
 
 
@@ -49,8 +49,8 @@ class Reliability:
 
 def read_reliability(evaluation: Path | None) -> Reliability:
     """Read the metrics.json and reliability.csv of a model; without the folder or the files, nothing is known."""
-    if evaluation is None or not all((evaluation / name).exists() for name in (METRICS_FILE, TABLE_FILE)):
+    if evaluation is None or not all((evaluation / name).exists() for name in (METRICS_FILE, RELIABILITY_FILE)):
         return Reliability([])
-    with (evaluation / TABLE_FILE).open(newline="", encoding="utf-8") as stream:
+    with (evaluation / RELIABILITY_FILE).open(newline="", encoding="utf-8") as stream:
         bins = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
     return Reliability(bins, read_json(evaluation / METRICS_FILE).get("familiarity_threshold"))
