@@ -17,7 +17,7 @@ def main(root: Path) -> None:
     params = load_params(root / "params.yaml").download
     shutil.rmtree(root / RAW, ignore_errors=True)  # may have files of the other kind
     if params.dataset == "folder":
-        convert_folder(root, params.folder, strict=params.strict)
+        convert_folder(root, str(Path(params.folder)), strict=params.strict)
         return
     source = download_cifar10(params.sources, root / RAW, timeout_seconds=params.timeout_seconds)
     print(f"download: 60,000 images from {source} -> {RAW}, all checksums match")

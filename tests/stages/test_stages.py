@@ -55,7 +55,7 @@ def test_own_pictures_become_arrays_of_the_same_form(tmp_path: Path, capsys: pyt
     for path in sorted((tmp_path / "photos/Ship").iterdir())[:3]:
         path.unlink()
     (tmp_path / "photos/Cat/broken.png").write_bytes(b"text")
-    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos/"})
     write_raw(tmp_path / "data/raw")  # a download of CIFAR-10 before
     stage("download").main(tmp_path)
     output = capsys.readouterr()

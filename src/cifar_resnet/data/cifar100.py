@@ -5,6 +5,7 @@ Format: as CIFAR-10's, but a record has two label bytes, the coarse and the fine
 
 import hashlib
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ MAX_BYTES = 400_000_000  # of a file; train has 155 MB
 
 def is_cifar100(path: Path) -> bool:
     """Whether the path is a folder with CIFAR-100's files, or a tar archive."""
-    return cifar100_folder(path) is not None or (path.is_file() and tarfile.is_tarfile(path))
+    with suppress(OSError):  # no permission to read it
+        return cifar100_folder(path) is not None or (path.is_file() and tarfile.is_tarfile(path))
+    return False
 
 
 def cifar100_folder(path: Path) -> Path | None:

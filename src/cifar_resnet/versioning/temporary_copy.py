@@ -51,7 +51,8 @@ def require_own_pictures(root: Path, options: list[str]) -> None:
     values = load_params(root / "params.yaml").download.model_dump()
     values |= {key: value.strip("'\"") for key, _, value in (text.partition("=") for text in arguments.set_param)}
     dataset, folder = (values.get(f"download.{key}", values[key]) for key in ("dataset", "folder"))
-    if dataset != "folder" or Path(folder).is_absolute() or folder in arguments.copy_paths:
+    copied = map(Path, arguments.copy_paths)
+    if dataset != "folder" or Path(folder).is_absolute() or Path(folder) in copied:
         return
     if not (root / folder).exists():
         raise UserError(
