@@ -1,6 +1,7 @@
-"""Write the tables of docs/results.md that follow from data/evaluation and docs/results/published.csv.
+"""Write the tables of docs/results.md that follow from data/evaluation, docs/results/published.csv and
+benchmarks/inference.json.
 
-python docs/tables.py      # after a new `evaluate` or docs/published.py
+python docs/tables.py      # after a new `evaluate`, docs/published.py or `make benchmark-inference`
 """
 
 import csv
@@ -28,7 +29,7 @@ def main(_: Path) -> None:
 
 def update_page(page: str) -> str:
     """The page with the rows and the commit of the committed files."""
-    for row in (*metric_rows(), *class_rows(), *corruption_rows(), *published_rows()):
+    for row in (*metric_rows(), *class_rows(), *corruption_rows(), *published_rows(), *prediction_rows()):
         page = replace_row(page, row)
     commit = json.loads((ROOT / "data/model/model.json").read_text(encoding="utf-8"))["provenance"]["git_commit"]
     return re.sub(COMMIT, commit[:7], page)
@@ -108,6 +109,26 @@ def published_rows() -> list[Cells]:
                 low, high = points(row["default_low"]), points(row["default_high"])
                 paired = [f"{points(row['default_difference'])} points", f"{low} to {high}", row["default_p_value"]]
             rows.append([f"`{row['network']}`", percent(row["accuracy"], 2), *paired])
+    return rows
+
+
+def prediction_rows() -> list[Cells]:
+    """Speed of each network with each runtime."""
+    result = json.loads((ROOT / "benchmarks/inference.json").read_text(encoding="utf-8"))
+    rows = []
+    for network in ("default", "small", "record"):
+        for runtime, row in result[network].items():
+            low, high = row["images_per_second_range"]
+            rows.append(
+                [
+                    f"{network}, {runtime}",
+                    f"{row['images_per_second']:,.0f}",
+                    f"{low:,.0f} to {high:,.0f}",
+                    f"{row['milliseconds']:.1f} ms",
+                    f"{row['file_mb']:.1f} MB",
+                    f"{row['share_of_ceiling']:.2f}",
+                ]
+            )
     return rows
 
 
