@@ -136,3 +136,11 @@ def test_the_first_pages_compare_only_networks_that_a_clone_has(page: Path) -> N
     created = set(re.findall(r"--name (\w+)|make (quick)", text_of(page)))
     assert names
     assert names <= {"pretrained", "workspace", *(name for pair in created for name in pair)}
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "params.yaml"], ids=lambda page: page.name)
+def test_every_address_of_postgresql_names_the_driver_that_is_tested(page: Path) -> None:
+    """SQLAlchemy 2.1 takes postgresql:// for psycopg 3, which no extra installs."""
+    assert set(re.findall(r"postgresql\S*?://", text_of(page).replace(r"postgresql(\+\w+)?://", ""))) <= {
+        "postgresql+psycopg2://"
+    }

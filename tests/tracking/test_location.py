@@ -16,7 +16,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.versions import download_version, find_version
 from cifar_resnet.tracking.client import EXPERIMENT, connect, create_run
-from cifar_resnet.tracking.location import display_uri, local_database
+from cifar_resnet.tracking.location import ALLOWED_URIS, DRIVER_ADVICE, display_uri, local_database
 
 NAME = "cifar10-resnet"
 
@@ -190,3 +190,22 @@ def test_a_file_that_is_no_database_is_an_error_with_advice(tmp_path: Path) -> N
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
     with pytest.raises(UserError, match="move it away: `make mlflow-backfill` fills a new one"):
         connect(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("uri", "advice"),
+    [
+        ("mlruns", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
+        ("sqlite:mlflow.db", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
+        ("nonsense://x", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
+        ("postgresql+pg8000://me:secret@127.0.0.1:9/x", DRIVER_ADVICE),
+    ],
+)
+def test_an_address_that_cannot_be_used_gets_the_advice_for_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, advice: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError) as raised:
+        connect(tmp_path)
+    assert str(raised.value).endswith(f"; {advice}")
+    assert "secret" not in str(raised.value)

@@ -66,7 +66,9 @@ def use_trials(root: Path, params: Params, arguments: Namespace, ranked: list[Tr
 
     if arguments.action == "queue":
         queue_experiments(root, params.search.study, ranked[: arguments.top])
-        print(f"search: {len(ranked[: arguments.top])} trainings are in DVC's queue; `dvc queue start` runs them")
+        count = len(ranked[: arguments.top])
+        queued = "1 training is" if count == 1 else f"{count} trainings are"
+        print(f"search: {queued} in DVC's queue; `dvc queue start` runs what is queued")
     elif arguments.action == "apply":
         number = ranked[0].number if arguments.trial is None else arguments.trial
         result = next((result for result in ranked if result.number == number), None)

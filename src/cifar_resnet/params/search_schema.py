@@ -36,8 +36,8 @@ class SearchParams(Section):
 
     study: Name = Field(description="Name of the study; another space or trial budget needs another name.")
     storage: Annotated[str, Field(pattern=r"^(sqlite:///|postgresql(\+\w+)?://).+")] = Field(
-        description="Database of the study: sqlite:///file, or postgresql://user@host/database for several machines "
-        "(not MLflow's database; the password belongs in PGPASSWORD)."
+        description="Database of the study: sqlite:///file, or postgresql+psycopg2://user@host/database for several "
+        "machines (not MLflow's database; the password belongs in PGPASSWORD)."
     )
     sampler: Literal["random", "tpe", "nsga2"] = Field(
         description="Optuna's sampler: random, tpe (near good trials) or nsga2 (accuracy against cost, no pruner)."

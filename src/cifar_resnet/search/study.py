@@ -32,7 +32,7 @@ from cifar_resnet.search.space import (
     trial_params,
 )
 from cifar_resnet.search.trial import SearchTrial, TrialResult, retry_trial, trial_outcome, trial_result
-from cifar_resnet.tracking.location import display_uri, project_home
+from cifar_resnet.tracking.location import DRIVER_ADVICE, display_uri, project_home
 
 IDENTITY_KEY = "made_with"
 SERVER_OPTIONS: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
@@ -97,7 +97,8 @@ class Study:
         except KeyError:
             raise self._missing_study_error() from None
         except Exception as error:
-            advice = "start it, or name a database that the search has to itself"
+            is_driver = isinstance(error, ModuleNotFoundError) or isinstance(error.__cause__, ModuleNotFoundError)
+            advice = DRIVER_ADVICE if is_driver else "start it, or name a database that the search has to itself"
             raise self._storage_error(error, advice) from None
 
     @contextmanager

@@ -20,6 +20,9 @@ CONNECTION_LIMITS = {  # MLflow's defaults are 7 retries and 120 seconds
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
     "PGCONNECT_TIMEOUT": "10",  # seconds
 }
+ALLOWED_URIS = "http://host:port, sqlite:///file or postgresql+psycopg2://user@host/database"
+# SQLAlchemy 2.1 takes postgresql:// for psycopg 3. The driver that is tested here is psycopg2.
+DRIVER_ADVICE = "run `pip install psycopg2-binary` and let the address start with postgresql+psycopg2://"
 # Columns with absolute paths of artifacts. The first determines the paths of new runs and models.
 PATH_COLUMNS = (
     ("experiments", "artifact_location"),
@@ -100,10 +103,14 @@ def unusable_error(uri: str, error: Exception) -> UserError:
             f"MLflow at {display_uri(uri)} was created by another version of MLflow; copy the database, then run "
             f"`mlflow db upgrade {shlex.quote(uri)}`; if that fails, install the newer MLflow that created it"
         )
-    if uri.startswith("sqlite"):
+    if isinstance(error, ModuleNotFoundError) and get_uri_scheme(uri) == "postgresql":
+        advice = DRIVER_ADVICE
+    elif local_database(uri) is not None:
         advice = "make the file readable and writable, or move it away: `make mlflow-backfill` fills a new one"
-    else:
+    elif (is_database(uri) and "://" in uri) or get_uri_scheme(uri) in ("http", "https"):
         advice = "start it or unset MLFLOW_TRACKING_URI"
+    else:
+        advice = f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"
     return UserError(f"{connection_error(uri, error)}; {advice}")
 
 
