@@ -8,6 +8,7 @@ from statistics import median
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, tiny_images
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +42,7 @@ def test_predictions_are_the_likeliest_classes_with_views_of_unsure_images(proje
     loaded = load_classifier(model_path)
     results = list(predictions.predict_images(loaded, chunks, counts, strict=False, batch_size=4, top=3))
     model, config = saved_model.load_model(folder, target)
-    precision, _ = select_dtype("auto", target)
+    precision = torch.float32 if model_path.suffix == ".onnx" else select_dtype("auto", target)[0]
     plain, augmented = (
         softmax(
             predictor.predict_logits(model, PIXELS[:4], batch_size=4, precision=precision, augmented=tta).numpy(),

@@ -96,11 +96,10 @@ def classes_text(models: Models) -> str:
     names: dict[tuple[str, ...], list[str]] = {}
     for model, _ in models.values():
         names.setdefault(tuple(model.classes), []).append(model.name)
-    lists = {", ".join(classes[:MAX_CLASSES]) + (" ..." if len(classes) > MAX_CLASSES else ""): named
-             for classes, named in names.items()}  # fmt: skip
+    lists = [", ".join(classes[:MAX_CLASSES]) + (" ..." if len(classes) > MAX_CLASSES else "") for classes in names]
     if len(lists) == 1:
-        return next(iter(lists))
-    return "; ".join(f"{text} ({', '.join(named)})" for text, named in lists.items())
+        return lists[0]
+    return "; ".join(f"{text} ({', '.join(named)})" for text, named in zip(lists, names.values(), strict=True))
 
 
 def answer(models: Models, path: str | None, name: str) -> tuple[Any, ...]:
