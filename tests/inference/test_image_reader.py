@@ -94,6 +94,18 @@ def test_truncated_pictures_and_arrays_are_refused(tmp_path: Path) -> None:
         assert (len(pixels), len(errors)) == (0, 1), file.name
 
 
+def test_an_encrypted_file_in_a_zip_is_reported_as_encrypted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/b.png", encoded(PHOTO, "PNG"))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of the file, and of its entry in the directory
+        content[content.index(signature) + flags] |= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    assert read(tmp_path, "a.zip")[2] == [
+        "a.zip/in/b.png: not readable: encrypted in the zip; unpack the zip with its password and use the folder"
+    ]
+
+
 def test_missing_and_empty_sources_are_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
