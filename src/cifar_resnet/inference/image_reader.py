@@ -121,6 +121,8 @@ def read_path(path: Path, name: str, batch_size: int) -> Iterator[Item]:
     with open_regular_file(path) as stream:
         suffix, head = path.suffix.lower(), stream.read(HEAD_BYTES)
         stream.seek(0)
+        if not head:
+            raise ValueError("empty file")
         if picture_format(head) is not None:
             yield [name], read_image(stream)[None]
         elif suffix == ".npz":
