@@ -18,7 +18,7 @@ from cifar_resnet.data.dataset import Labels, read_split
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.metrics import Table
 from cifar_resnet.evaluation.report import write_csv_table
-from cifar_resnet.evaluation.significance import CorrectMask, mcnemar_test, read_correct_mask
+from cifar_resnet.evaluation.significance import CorrectMask, format_p_value, mcnemar_test, read_correct_mask
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "docs/results/published.csv"
@@ -69,7 +69,7 @@ def compare_networks(published: dict[str, CorrectMask], own: dict[str, CorrectMa
                 "difference": test.difference,
                 "low": test.difference_low,
                 "high": test.difference_high,
-                "p_value": f"{test.p_value:.2g}",
+                "p_value": format_p_value(test.p_value),
             }
             row |= {f"{own_name}_{key}": value if name in published else "" for key, value in values.items()}
         rows.append(row)

@@ -42,13 +42,13 @@ def read_only_project(project: Path) -> Iterator[Path]:
             path.chmod(0o755)
 
 
-def run(root: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def run(root: Path, *arguments: str, code: int = 0) -> "subprocess.CompletedProcess[str]":
     """Run a command without permission to write, and check that it created no file."""
     before = sorted(root.rglob("*"))
     assert subprocess.run([*AS_USER, "touch", root / "new"], capture_output=True, check=False).returncode != 0
     command = [*AS_USER, sys.executable, "-m", "cifar_resnet", *arguments]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     assert sorted(root.rglob("*")) == before
     return done
 
@@ -67,3 +67,17 @@ def test_the_registered_models_and_a_change_without_making_it_are_shown(read_onl
 
 def test_the_best_trials_are_shown(read_only_project: Path) -> None:
     assert "50.00%" in run(read_only_project, "search", "best").stdout
+
+
+def test_two_networks_are_compared_without_a_figure(read_only_project: Path) -> None:
+    done = run(read_only_project, "compare", "pretrained", "pretrained")
+    assert "(McNemar's exact test)" in done.stdout
+    assert done.stderr == (
+        "compare: data/scratch/comparison.png cannot be written (Permission denied), so the figure is skipped; "
+        "--output names another file\n"
+    )
+
+
+def test_a_figure_that_was_asked_for_and_cannot_be_written_is_an_error(read_only_project: Path) -> None:
+    done = run(read_only_project, "compare", "pretrained", "pretrained", "--output", "a.png", code=1)
+    assert done.stderr == "cifar-resnet: a.png: cannot be used (Permission denied)\n"

@@ -18,6 +18,11 @@ def test_the_p_value_is_the_sum_of_the_binomial_tails() -> None:
     assert comparison.difference == pytest.approx(0.08)
 
 
+@pytest.mark.parametrize(("only_first", "text"), [(9, "p = 0.0039 on"), (1200, "p < 1e-300 on")])  # 2^-1199 underflows
+def test_a_p_value_is_printed_with_two_digits_and_never_as_zero(only_first: int, text: str) -> None:
+    assert text in str(compare_counts(2000, only_first, 0, 10))
+
+
 def test_the_interval_matches_the_formula() -> None:
     comparison = compare_counts(80, 9, 1, 10)  # 9.5 - 1.5 = 8 of 102; variance (11 - 64 / 102) / 102^2
     half = 1.959964 * (11 - 64 / 102) ** 0.5 / 102

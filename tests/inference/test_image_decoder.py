@@ -112,6 +112,21 @@ def test_greys_of_unknown_range_are_refused(tmp_path: Path) -> None:
     assert read(tmp_path, "a.tif")[2] == ["a.tif: not readable: grey values 7.0 to 7.0 found, 0 to 1 needed"]
 
 
+GRADIENT = Image.fromarray(np.add.outer(np.arange(48), np.arange(64)).astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 100, "subsampling": 0}])
+@pytest.mark.parametrize("picture", [PHOTO, GRADIENT, Image.new("L", (64, 48), 128)])
+def test_a_jpeg_needs_no_end_marker_but_all_pixels(picture: Image.Image, options: dict[str, object]) -> None:
+    content = encoded(picture, "JPEG", **options)
+    assert content.endswith(b"\xff\xd9")
+    for missing in (1, 2):
+        assert np.array_equal(decoded(content[:-missing]), decoded(content))
+    for length in range(100, len(content) - 5):  # the last bytes can hold only what rounds to the same pixels
+        with pytest.raises(ValueError, match=r"^truncated or damaged JPEG"):
+            decoded(content[:length])
+
+
 def test_the_first_frame_of_a_gif_is_read(tmp_path: Path) -> None:
     red, blue = (Image.new("RGB", (40, 40), colour) for colour in ("red", "blue"))
     red.save(tmp_path / "a.gif", save_all=True, append_images=[blue])

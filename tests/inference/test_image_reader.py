@@ -47,13 +47,14 @@ def test_globs_and_zips_and_several_sources_are_read(tmp_path: Path) -> None:
     ("name", "content", "reason"),
     [
         ("a.png", b"no image at all", "not a picture in a supported format"),
-        ("a.png", b"\x89PNG\r\n\x1a\n", "not a picture in a supported format"),
-        ("a.jpg", b"", "not a picture in a supported format"),
+        ("a.png", b"\x89PNG\r\n\x1a\n", "truncated or damaged PNG, or an unsupported variant of PNG"),
+        ("a.jpg", b"", "empty file"),
+        ("a.npy", b"", "empty file"),
         ("a.npy", b"\x93NUMPY", "EOF"),
         ("a.npz", b"PK\x03\x04", "File is not a zip file"),
         ("a.zip", b"PK\x03\x04", "File is not a zip file"),
         ("a.bin", b"123", "3 bytes found, a multiple of 3073 needed"),
-        ("a.bin", b"", "0 bytes found, a multiple of 3073 needed"),
+        ("a.bin", b"", "empty file"),
         ("a", b"\x80\x04", "Ran out of input"),
     ],
 )
@@ -85,13 +86,32 @@ def test_any_bytes_are_read_or_refused_and_the_rest_is_read(
 
 def test_truncated_pictures_and_arrays_are_refused(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    for suffix in ("png", "jpg", "webp", "bmp", "tif"):
-        Image.fromarray(noise).save(tmp_path / f"a.{suffix}")
+    for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tif", "a.avif", "a.heic", "lzw.tif"):
+        Image.fromarray(noise).save(tmp_path / name, compression="tiff_lzw" if name == "lzw.tif" else None)
     np.save(tmp_path / "a.npy", PIXELS)
     for file in tmp_path.iterdir():
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        pixels, _, errors = read(tmp_path, file.name)
-        assert (len(pixels), len(errors)) == (0, 1), file.name
+        pixels, _, (error,) = read(tmp_path, file.name)
+        assert len(pixels) == 0, file.name
+        assert error.startswith(f"{file.name}: not readable: truncated"), error
+
+
+def test_an_empty_file_of_a_folder_is_reported_as_empty(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    save(tmp_path / "b.png")
+    assert read(tmp_path, ".")[1:] == (["b.png"], ["a.jpg: not readable: empty file"])
+
+
+def test_an_encrypted_file_in_a_zip_is_reported_as_encrypted(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("in/b.png", encoded(PHOTO, "PNG"))
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of the file, and of its entry in the directory
+        content[content.index(signature) + flags] |= 1
+    (tmp_path / "a.zip").write_bytes(content)
+    assert read(tmp_path, "a.zip")[2] == [
+        "a.zip/in/b.png: not readable: encrypted in the zip; unpack the zip with its password and use the folder"
+    ]
 
 
 def test_missing_and_empty_sources_are_errors(tmp_path: Path) -> None:

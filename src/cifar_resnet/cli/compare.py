@@ -1,15 +1,18 @@
 """`cifar-resnet compare`: two networks on the same test images."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+
+FIGURE = Path("data/scratch/comparison.png")
 
 
 def add_compare_arguments(parser: ArgumentParser) -> None:
     revision = "Git revision, name of a DVC experiment, workspace, or pretrained"
     parser.add_argument("first", nargs="?", default="HEAD", help=f"{revision} (default: %(default)s)")
     parser.add_argument("second", nargs="?", default="workspace", help=f"{revision} (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("data/scratch/comparison.png"), metavar="FILE",
-                        help="figure of images that only one classifies correctly (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="FILE",
+                        help=f"figure of images that only one classifies correctly (default: {FIGURE})")  # fmt: skip
 
 
 def compare_command(root: Path, arguments: Namespace) -> int:
@@ -18,7 +21,15 @@ def compare_command(root: Path, arguments: Namespace) -> int:
 
     first, second = (read_result(root, revision) for revision in (arguments.first, arguments.second))
     print(comparison_report(first, second))
-    with atomic_write(arguments.output) as temporary:
-        plot_differences(first, second, root).savefig(temporary, dpi=110, format="png")
-    print(f"images that only one network classifies correctly, most confident mistakes first -> {arguments.output}")
+    output, figure = arguments.output or FIGURE, plot_differences(first, second, root)
+    try:
+        with atomic_write(output) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    except OSError as error:
+        if arguments.output:
+            raise
+        print(f"compare: {FIGURE} cannot be written ({error.strerror}), so the figure is skipped; "
+              "--output names another file", file=sys.stderr)  # fmt: skip
+        return 0
+    print(f"images that only one network classifies correctly, most confident mistakes first -> {output}")
     return 0

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
 
 CorrectMask = NDArray[np.bool_]
+SMALLEST_P_VALUE = 1e-300  # smaller ones are not printed; floats become zero at about 1e-324
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,16 @@ class Comparison:
 
     def __str__(self) -> str:
         low, high = 100 * self.difference_low, 100 * self.difference_high
+        p_value = format_p_value(self.p_value)
         return (
             f"{100 * self.difference:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}), "
-            f"p = {self.p_value:.2g} on {self.images:,} images"
+            f"p {p_value if p_value.startswith('<') else f'= {p_value}'} on {self.images:,} images"
         )
+
+
+def format_p_value(p_value: float) -> str:
+    """Two digits, for example "0.021", or "< 1e-300"."""
+    return f"{p_value:.2g}" if p_value >= SMALLEST_P_VALUE else f"< {SMALLEST_P_VALUE:g}"
 
 
 def mcnemar_test(first: CorrectMask, second: CorrectMask) -> Comparison:

@@ -13,17 +13,19 @@ from threading import Lock
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 from PIL.JpegImagePlugin import JpegImageFile
 from pillow_heif import register_heif_opener
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.inference.array_reader import SIDE, read_at_most
-from cifar_resnet.inference.image_formats import FORMATS, HEAD_BYTES, picture_format, without_metadata
+from cifar_resnet.inference.image_formats import FORMATS, HEAD_BYTES, has_all_scans, picture_format, without_metadata
 
 MAX_PIXELS = 50_000_000  # to decode
 MAX_BYTES = 250_000_000  # of a picture's file, which is read into memory
 STRIP_PIXELS = 4_000_000
+END_OF_JPEG = b"\xff\xd9"
+FILLERS = (b"\x55" * 4096, b"\xaa" * 4096, bytes(range(254, 0, -1)) * 16)  # longer than a block of pixels
 ORIENTATION = 0x0112
 UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,20 +42,26 @@ register_heif_opener()
 
 
 def read_image(stream: IO[bytes]) -> Pixels:
-    """Decode a picture and scale it to uint8 (3, 32, 32). Metadata that cannot be read is ignored.
+    """Decode a picture and scale it to uint8 (3, 32, 32).
+
+    Metadata that cannot be read is ignored, and a JPEG needs no end marker if all its pixels are there.
 
     Raises:
-        ValueError: if the picture is too large, before it is decoded.
+        ValueError: if the file is empty, or the picture is too large, before it is decoded.
         Exception: of any type, if the picture is damaged.
     """
     content = read_at_most(stream, MAX_BYTES)
+    if not content:
+        raise ValueError("empty file")
+    is_open_jpeg = picture_format(content[:HEAD_BYTES]) == "JPEG" and not content.endswith(END_OF_JPEG)
     errors = []
     with DECODE_LOCK, warnings.catch_warnings(action="ignore"):
         for variant in without_metadata(content):
-            try:
-                return scale(decode(variant))
-            except Exception as error:  # of any type, from damaged metadata or pixels
-                errors.append(error.with_traceback(None))  # its frames would keep the decoded picture
+            for decode_variant in (decode, decode_open_jpeg) if is_open_jpeg else (decode,):
+                try:
+                    return scale(decode_variant(variant))
+                except Exception as error:  # of any type, from damaged metadata or pixels
+                    errors.append(error.with_traceback(None))  # its frames would keep the decoded picture
     raise errors[0]
 
 
@@ -73,16 +81,36 @@ def decode(content: bytes) -> Image.Image:
         width, height = opened.size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels found, at most {MAX_PIXELS:,} in total allowed")
-    opened.load()
+    try:
+        opened.load()
+    except (SyntaxError, OSError, ValueError):
+        raise ValueError(damaged_text(opened.format)) from None
     method = upright_method(opened)
     return opened if method is None else opened.transpose(method)
+
+
+def decode_open_jpeg(content: bytes) -> Image.Image:
+    """Decode a JPEG that lacks its end marker.
+
+    Raises:
+        ValueError: if a scan is missing, or the pixels depend on what follows, so that some are missing.
+        Exception: as in `decode`.
+    """
+    content = content.rstrip(b"\xff")
+    if not has_all_scans(content):
+        raise ValueError(damaged_text("JPEG"))
+    picture = decode(content + END_OF_JPEG)
+    for filler in FILLERS:
+        if ImageChops.difference(picture, decode(content + filler + END_OF_JPEG)).getbbox(alpha_only=False):
+            raise ValueError(damaged_text("JPEG"))
+    return picture
 
 
 def open_picture(content: bytes) -> Image.Image:
     """Open a picture without decoding it. Pillow's limit of declared pixels does not apply to JPEG.
 
     Raises:
-        ValueError: if it is not a picture in one of FORMATS.
+        ValueError: if it is damaged or not a picture in one of FORMATS.
     """
     name = picture_format(content[:HEAD_BYTES])
     try:
@@ -90,7 +118,13 @@ def open_picture(content: bytes) -> Image.Image:
     except Image.DecompressionBombError:
         raise ValueError(f"too many pixels, at most {MAX_PIXELS:,} in total allowed") from None
     except (SyntaxError, OSError):
-        raise ValueError(f"not a picture in a supported format ({', '.join(FORMATS)})") from None
+        raise ValueError(
+            damaged_text(name) if name else f"not a picture in a supported format ({', '.join(FORMATS)})"
+        ) from None
+
+
+def damaged_text(name: str | None) -> str:
+    return f"truncated or damaged {name}, or an unsupported variant of {name}"
 
 
 def needs_all_pixels(opened: Image.Image, content: bytes) -> bool:

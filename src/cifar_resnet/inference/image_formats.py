@@ -89,6 +89,25 @@ def strip_jpeg(content: bytes, keep_exif: bool) -> bytes:
     return b"".join((*parts, view[position:]))
 
 
+def has_all_scans(content: bytes) -> bool:
+    """Whether the scans of a JPEG hold all 64 coefficients of every color, with all bits.
+
+    Source: ITU-T T.81, 1992, B.2.2, B.2.3 and G.1.1.1.
+    """
+    content = strip_jpeg(content, keep_exif=False)  # without a preview, which has scans, too
+    frame = re.search(rb"\xff[\xc0-\xc2]\x00[\x0b\x0e\x11\x14].{5}([\x01-\x04])", content, re.DOTALL)
+    if frame is None:
+        return False
+    colors = content[frame.end() : frame.end() + 3 * frame[1][0] : 3]
+    lowest_bits: dict[tuple[int, int], int] = {}
+    for header in re.finditer(rb"\xff\xda\x00[\x08\x0a\x0c\x0e]([\x01-\x04])", content):
+        end = header.end() + 2 * content[header.end() - 1]
+        first, last, bits = content[end : end + 3]
+        for color in content[header.end() : end : 2]:
+            lowest_bits.update({(color, index): bits & 15 for index in range(first, last + 1)})
+    return all(lowest_bits.get((color, index)) == 0 for color in colors for index in range(64))
+
+
 def strip_tiff(content: bytes, keep_exif: bool) -> bytes:  # noqa: ARG001, the orientation describes the pixels
     """Keep the tags of the first picture that describe its pixels. BigTIFF stays unchanged."""
     order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"

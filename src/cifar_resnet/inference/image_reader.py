@@ -21,7 +21,7 @@ from cifar_resnet.inference.image_decoder import read_image
 from cifar_resnet.inference.image_formats import FORMATS, HEAD_BYTES, has_picture_suffix, picture_format
 
 Batch = tuple[list[str], Pixels]  # N names, uint8 (N, 3, 32, 32)
-ZIP_UTF8 = 0x800  # flag of a name
+ZIP_ENCRYPTED, ZIP_UTF8 = 0x1, 0x800  # flags of a file, and of its name
 PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # protocols 2 to 5
 Member = tuple[str, Callable[[], IO[bytes]]]  # path below a folder or zip, and how to open the file
 Item = Batch | UserError | None  # None: a file that is not a picture, in a folder or zip
@@ -121,6 +121,8 @@ def read_path(path: Path, name: str, batch_size: int) -> Iterator[Item]:
     with open_regular_file(path) as stream:
         suffix, head = path.suffix.lower(), stream.read(HEAD_BYTES)
         stream.seek(0)
+        if not head:
+            raise ValueError("empty file")
         if picture_format(head) is not None:
             yield [name], read_image(stream)[None]
         elif suffix == ".npz":
@@ -196,7 +198,19 @@ def zip_members(archive: ZipFile) -> Iterator[Member]:
     """The files of a zip in the order of its directory."""
     for member in archive.infolist():
         if not member.is_dir():
-            yield printable(zip_name(member)), partial(archive.open, member)
+            yield printable(zip_name(member)), partial(open_zip_member, archive, member)
+
+
+def open_zip_member(archive: ZipFile, member: ZipInfo) -> IO[bytes]:
+    """Open a file of a zip.
+
+    Raises:
+        ValueError: if it is encrypted.
+        Exception: of any type, if the zip is damaged.
+    """
+    if member.flag_bits & ZIP_ENCRYPTED:
+        raise ValueError("encrypted in the zip; unpack the zip with its password and use the folder")
+    return archive.open(member)
 
 
 def require_picture(count: int) -> None:
