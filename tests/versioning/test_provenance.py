@@ -70,6 +70,16 @@ def test_names_without_sections_are_unambiguous() -> None:
     assert not params.model.model_dump().keys() & params.train.model_dump().keys()
 
 
+def test_of_many_changed_files_only_the_first_are_named(root: Path) -> None:
+    commit, text = git(root, "rev-parse", "HEAD"), (root / "params.yaml").read_text()
+    for number in range(1200):
+        (root / f"photo-{number:04}.png").touch()
+    git(root, "add", "--all")
+    command = provenance.reproduce_command(root, {"git_commit": commit}, text)
+    assert command.endswith("photo-0018.png, photo-0019.png and 1,180 more.")
+    assert command.count("photo-") == provenance.MAX_FILES
+
+
 def test_without_overrides_the_command_is_repro_and_changed_files_are_named(root: Path) -> None:
     commit, text = git(root, "rev-parse", "HEAD"), (root / "params.yaml").read_text()
     tags = {"git_commit": commit}

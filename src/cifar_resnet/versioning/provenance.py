@@ -15,6 +15,7 @@ from cifar_resnet.params.overrides import to_hydra
 
 TRAINING_SECTIONS = ("preprocess.", "model.", "train.")
 PIPELINE_OUTPUTS = ("dvc.lock", "data/")
+MAX_FILES = 20  # named in a run's description; own pictures can be thousands
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def reproduce_command(root: Path, provenance: Mapping[str, str], text: str, revi
     command = f"dvc exp run{options}" if overrides else "dvc repro"
     # The options cover params.yaml.
     other = [name for name in changed if not name.startswith(("params.yaml", *PIPELINE_OUTPUTS))]
-    note = f"\n\nBesides, these files differ from that commit: {', '.join(other)}." if other else ""
+    more = f" and {len(other) - MAX_FILES:,} more" if len(other) > MAX_FILES else ""
+    names = ", ".join(other[:MAX_FILES]) + more
+    note = f"\n\nBesides, these files differ from that commit: {names}." if other else ""
     return f"To reproduce it:\n\n```\ngit checkout {commit}\n{command}\n```{note}"
 
 
