@@ -78,6 +78,18 @@ def test_two_networks_are_compared_without_a_figure(read_only_project: Path) -> 
     )
 
 
-def test_a_figure_that_was_asked_for_and_cannot_be_written_is_an_error(read_only_project: Path) -> None:
-    done = run(read_only_project, "compare", "pretrained", "pretrained", "--output", "a.png", code=1)
-    assert done.stderr == "cifar-resnet: a.png: cannot be used (Permission denied)\n"
+@pytest.mark.parametrize(
+    ("arguments", "output"),
+    [
+        (["predict", "images.npy"], "a.csv"),
+        (["predict", "images.npy"], "new/a.csv"),
+        (["export"], "new/deep/a.onnx"),
+        (["search", "best"], "new/results"),
+        (["compare", "pretrained", "pretrained"], "new/a.png"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(
+    read_only_project: Path, arguments: list[str], output: str
+) -> None:
+    done = run(read_only_project, *arguments, "--output", output, code=1)
+    assert done.stderr == f"cifar-resnet: {output}: cannot be used (Permission denied)\n"

@@ -107,6 +107,18 @@ def test_greys_of_16_and_32_bits_are_scaled_to_eight_bits(values: np.ndarray, fi
     assert np.unique(image_decoder.read_image(stream)).tolist() == [grey]
 
 
+@pytest.mark.parametrize(("largest", "grey"), [(100, 100), (255, 255), (256, 1), (65535, 255), (1_000_000, 255)])
+@pytest.mark.parametrize("strip_pixels", [100, 4_000_000])
+def test_the_largest_grey_value_of_32_bits_determines_white(
+    monkeypatch: pytest.MonkeyPatch, largest: int, grey: int, strip_pixels: int
+) -> None:
+    monkeypatch.setattr(image_decoder, "STRIP_PIXELS", strip_pixels)
+    values = np.zeros((64, 64), np.int32)
+    values[32:] = largest
+    pixels = decoded(encoded(Image.fromarray(values), "TIFF"))
+    assert (pixels[:, 0].max(), pixels[:, -1].min()) == (0, grey)
+
+
 def test_greys_of_unknown_range_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 40), 7.0, np.float32)).save(tmp_path / "a.tif")
     assert read(tmp_path, "a.tif")[2] == ["a.tif: not readable: grey values 7.0 to 7.0 found, 0 to 1 needed"]

@@ -151,7 +151,9 @@ def scale(picture: Image.Image) -> Pixels:
     if picture.width * picture.height > STRIP_PIXELS:
         small = resize_strips(picture, mode)
     else:
-        small = ImageOps.fit(to_uint8(picture).convert(mode), (SIDE, SIDE), Image.Resampling.BICUBIC)
+        small = ImageOps.fit(
+            to_uint8(picture, white_level(picture)).convert(mode), (SIDE, SIDE), Image.Resampling.BICUBIC
+        )
     if transparent:
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
@@ -169,11 +171,11 @@ def resize_strips(picture: Image.Image, mode: str) -> Image.Image:
     first, last = max(0, (length - side) // 2 - margin), min(length, (length + side) // 2 + margin)
     start = (length - side) / 2 - first
     narrow = Image.new("RGBa" if mode == "RGBA" else mode, (SIDE, side))
-    thickness = max(1, STRIP_PIXELS // (last - first))
+    white, thickness = white_level(picture), max(1, STRIP_PIXELS // (last - first))
     for offset in range(0, side, thickness):
         end = min(offset + thickness, side)
-        strip = to_uint8(picture.crop((offset, first, end, last) if tall else (first, offset, last, end)))
-        strip = strip.convert(mode).convert(narrow.mode)
+        strip = picture.crop((offset, first, end, last) if tall else (first, offset, last, end))
+        strip = to_uint8(strip, white).convert(mode).convert(narrow.mode)
         strip = strip.transpose(Image.Transpose.TRANSPOSE) if tall else strip
         box = (start, 0.0, start + side, float(strip.height))
         narrow.paste(strip.resize((SIDE, strip.height), Image.Resampling.BICUBIC, box), (0, offset))
@@ -181,15 +183,26 @@ def resize_strips(picture: Image.Image, mode: str) -> Image.Image:
     return small.transpose(Image.Transpose.TRANSPOSE) if tall else small
 
 
-def to_uint8(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey values, or floats from 0 to 1, to eight bits; images of other modes stay unchanged.
+def white_level(picture: Image.Image) -> int:
+    """The value of white in a grey picture: 65535 for 16-bit values and 1 for floats.
+
+    Values of 32 bits count as 8-bit values up to 255 and as 16-bit values up to 65535; otherwise the largest is white.
+    """
+    if picture.mode != "I":
+        return 1 if picture.mode == "F" else 65535
+    largest = int(np.asarray(picture).max())
+    return next((white for white in (255, 65535) if largest <= white), largest)
+
+
+def to_uint8(image: Image.Image, white: int) -> Image.Image:
+    """Scale grey values of 16 or 32 bits from 0 to `white` to eight bits; images of other modes stay unchanged.
 
     Raises:
         ValueError: if a value is outside this range, so that the value of white is unknown.
     """
     if image.mode[0] not in "IF":
         return image
-    values, white = np.asarray(image), 1 if image.mode == "F" else 65535
+    values = np.asarray(image)
     if not (values.min() >= 0 and values.max() <= white):
         raise ValueError(f"grey values {values.min()} to {values.max()} found, 0 to {white} needed")
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
