@@ -27,7 +27,14 @@ for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL"):  # under `make test`, a make i
 ROOT = Path(__file__).parents[1]
 TINY = {
     "preprocess": {"validation_per_class": 2},
-    "model": {"channels": [8, 16], "blocks": [1, 1], "kernels": [3, 3], "skip_kernels": [3, 3], "head_pool_kernel": 7},
+    "model": {
+        "channels": [8, 16],
+        "blocks": [1, 1],
+        "kernels": [3, 3],
+        "skip_kernels": [3, 3],
+        "head_pool_kernel": 7,
+        "whitening_epsilon": 0.0005,
+    },
     "train": {
         "epochs": 3,
         "batch_size": 20,

@@ -72,7 +72,7 @@ def test_every_name_of_the_model_gives_the_same_predictions(
     for registered, saved in zip(*predictions, strict=True):  # the version has an int8 export
         (first,), (second,) = registered["classes"], saved["classes"]
         assert first["class_name"] == second["class_name"]
-        assert abs(first["confidence"] - second["confidence"]) < 0.2
+        assert abs(first["confidence"] - second["confidence"]) < 0.1
 
 
 def test_without_a_registry_the_workspaces_model_predicts(
