@@ -53,7 +53,9 @@ def test_raw_images_over_http_get_the_predictions_of_the_predict_stage(project: 
     for record, row in zip(records, expected, strict=True):
         assert (str(record["label"]), record["class_name"]) == (row["label"], row["class_name"])
         assert len(record["probabilities"]) == 10
-        assert max(record["probabilities"]) == pytest.approx(float(row["confidence"]), abs=1e-3)  # other batches
+        assert max(record["probabilities"]) == pytest.approx(
+            float(row["confidence"]), abs=0.1
+        )  # the version has an int8 export
 
 
 def test_an_image_file_over_http_gets_the_prediction_of_its_scaled_pixels(
