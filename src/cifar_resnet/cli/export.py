@@ -7,7 +7,7 @@ from cifar_resnet.cli.arguments import output_errors_name
 from cifar_resnet.errors import UserError
 
 NOTES = """\
-The input is uint8 images (N, 3, 32, 32). The outputs are logits and probabilities (N, 10). The normalization is inside.
+The input is uint8 images (N, 3, 32, 32). The outputs are logits and probabilities (N, C). The normalization is inside.
 int8 is smaller and faster. Its ranges come from training images, so the project's prepared data must be there.
 `cifar-resnet predict --model FILE` needs only ONNX Runtime, not torch. docs/serving.md has more."""
 

@@ -67,8 +67,8 @@ def use_trials(root: Path, params: Params, arguments: Namespace, ranked: list[Tr
 
     if arguments.action == "queue":
         queue_experiments(root, params.search.study, ranked[: arguments.top])
-        count = len(ranked[: arguments.top])
-        queued = "1 training is" if count == 1 else f"{count} trainings are"
+        number = len(ranked[: arguments.top])
+        queued = "1 training is" if number == 1 else f"{number} trainings are"
         print(f"search: {queued} in DVC's queue; `dvc queue start` runs what is queued")
     elif arguments.action == "apply":
         number = ranked[0].number if arguments.trial is None else arguments.trial
