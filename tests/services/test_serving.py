@@ -15,6 +15,7 @@ from conftest import rows
 from PIL import Image
 from servers import free_port, post, post_inputs, run_server, venv_program
 
+import cifar_resnet
 from cifar_resnet.inference import image_reader
 
 pytestmark = pytest.mark.services
@@ -44,18 +45,19 @@ def model_url(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield url
 
 
-def test_raw_images_over_http_get_the_predictions_of_the_predict_stage(project: Path, model_url: str) -> None:
+def test_raw_images_over_http_get_the_predictions_of_the_champion(
+    project: Path, model_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = np.load(project / "data/prepared/test_images.npy", allow_pickle=False)
     status, text = post_inputs(model_url, pixels.transpose(0, 2, 3, 1).tolist())
     assert status == 200, text
+    monkeypatch.chdir(project)
+    champion = cifar_resnet.load("champion").predict(pixels)
     records, expected = json.loads(text)["predictions"], rows(project / "data/predictions/predictions.csv")
     assert len(records) == len(expected) == 40
-    for record, row in zip(records, expected, strict=True):
+    for record, row, probabilities in zip(records, expected, champion.probabilities, strict=True):
         assert (str(record["label"]), record["class_name"]) == (row["label"], row["class_name"])
-        assert len(record["probabilities"]) == 10
-        assert max(record["probabilities"]) == pytest.approx(
-            float(row["confidence"]), abs=0.1
-        )  # the version has an int8 export
+        assert record["probabilities"] == pytest.approx(probabilities.tolist(), abs=1e-3)
 
 
 def test_an_image_file_over_http_gets_the_prediction_of_its_scaled_pixels(
