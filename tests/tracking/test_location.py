@@ -164,7 +164,8 @@ def test_a_database_of_another_version_of_mlflow_is_an_error_with_the_command_th
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2"])
+# Only the extra services installs the driver of PostgreSQL.
+@pytest.mark.parametrize("scheme", ["http", pytest.param("postgresql+psycopg2", marks=pytest.mark.services)])
 @pytest.mark.parametrize("command", [["registry", "list"], ["registry", "rollback"], ["backfill"]])
 def test_an_unreachable_server_is_an_error_in_one_line_after_a_few_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, command: list[str]
