@@ -1,5 +1,6 @@
 import os
 import re
+import resource
 import stat
 import subprocess
 import sys
@@ -7,9 +8,12 @@ import tempfile
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
+from cifar_resnet.data.dataset import write_array
+from cifar_resnet.evaluation.report import write_csv_table
 from cifar_resnet.files import atomic_write
 
 WRITE = "import sys; from pathlib import Path; from cifar_resnet.files import atomic_write\n"
@@ -147,6 +151,38 @@ def test_devices_are_written_to_and_their_errors_name_them(tmp_path: Path) -> No
         write(tmp_path / "full")
     assert Path("/dev/null").is_char_device()
     assert Path("/dev/full").is_char_device()
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_it(tmp_path: Path) -> None:
+    path, (soft, hard) = tmp_path / "file", resource.getrlimit(resource.RLIMIT_FSIZE)
+    path.write_text("old")
+    writers = (
+        lambda: write(path, "new" * 1000),
+        lambda: write_array(path, np.zeros(1000)),
+        lambda: write_csv_table(path, [{"column": "value"}] * 1000),
+    )
+    for writer in writers:
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (1000, hard)
+        )  # bytes; the error is another, as early as that of a full disk
+        try:
+            with pytest.raises(OSError, match=f"File too large: '{path}'"):
+                writer()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_that_names_the_file_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("full", "/proc/new"):  # a link to a folder in /proc, where none can be made
+        if folder == "full":
+            Path(folder).symlink_to("/proc/new")
+        with pytest.raises(OSError, match=f": '{folder}/folder/file'"):
+            write(Path(folder) / "folder/file")
 
 
 @pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])

@@ -22,7 +22,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     stdout or stderr is written to.
 
     Raises:
-        OSError: if `path` is a folder or read-only, or cannot be written; it names `path`.
+        OSError: if `path` is a folder or read-only, if a folder above it cannot be made, or if the disk is full; it
+            names `path`.
     """
     status, target = _status(path), path.resolve()
     descriptor = _standard_stream(status)
@@ -31,8 +32,6 @@ def atomic_write(path: Path) -> Iterator[Path]:
     is_replaceable = status is None or (
         stat.S_ISREG(status.st_mode) and descriptor is None and os.access(target.parent, os.W_OK)
     )
-    if is_replaceable:
-        target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary_folder(path, target.parent if is_replaceable else None) as folder:
         temporary = folder / path.name
         yield temporary
@@ -42,13 +41,16 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _temporary_folder(path: Path, parent: Path | None) -> Iterator[Path]:
-    """Yield a hidden folder in `parent`; errors about it or its files name `path` instead."""
+    """Yield a hidden folder in `parent`, which is made; errors about either, or of a full disk, name `path` instead."""
     folder: str | None = None
     try:
+        if parent is not None:
+            parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder:
             yield Path(folder)
     except OSError as error:
-        if folder is not None and not str(error.filename).startswith(folder):
+        is_full = error.filename is None and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        if folder is not None and not is_full and not str(error.filename).startswith(folder):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
 

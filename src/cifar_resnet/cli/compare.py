@@ -4,8 +4,6 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cifar_resnet.cli.arguments import output_errors_name
-
 FIGURE = Path("data/scratch/comparison.png")
 
 
@@ -25,7 +23,7 @@ def compare_command(root: Path, arguments: Namespace) -> int:
     print(comparison_report(first, second))
     output, figure = arguments.output or FIGURE, plot_differences(first, second, root)
     try:
-        with output_errors_name(output), atomic_write(output) as temporary:
+        with atomic_write(output) as temporary:
             figure.savefig(temporary, dpi=110, format="png")
     except OSError as error:
         if arguments.output:

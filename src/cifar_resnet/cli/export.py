@@ -3,7 +3,6 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cifar_resnet.cli.arguments import output_errors_name
 from cifar_resnet.errors import UserError
 
 NOTES = """\
@@ -28,7 +27,7 @@ def export_command(root: Path, arguments: Namespace) -> int:
         raise UserError(f"export needs {error.name}: pip install 'cifar-resnet[train,onnx]'") from None
     from cifar_resnet.registry.load import find_model
 
-    with find_model(root, arguments.model) as model, output_errors_name(arguments.output):
+    with find_model(root, arguments.model) as model:
         comparison = export_model(model.folder, arguments.output, precision=arguments.precision, root=root)
     size = arguments.output.stat().st_size / 1e6
     print(f"export: {model.name} -> {arguments.output}: {arguments.precision}, {size:.1f} MB; {comparison}")

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cifar_resnet.cli.arguments import count, output_errors_name
+from cifar_resnet.cli.arguments import count
 
 SOME_SKIPPED = 3
 INPUTS = """\
@@ -59,7 +59,6 @@ def predict_command(root: Path, arguments: Namespace) -> int:
             write(sys.stdout, results)
         else:
             with (
-                output_errors_name(arguments.output),
                 atomic_write(arguments.output) as temporary,
                 temporary.open("w", newline="", encoding="utf-8") as stream,
             ):

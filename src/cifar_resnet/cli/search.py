@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_resnet.cli.arguments import count, output_errors_name, positive_number
+from cifar_resnet.cli.arguments import count, positive_number
 from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ def search_command(root: Path, arguments: Namespace) -> int:
         log_search_results(root, study, results)
     ranked = rank_trials(results)
     if arguments.output:
-        with output_errors_name(arguments.output):
-            write_search_results(arguments.output, study, results)
+        write_search_results(arguments.output, study, results)
     if not ranked:
         ended = sum(result.ended for result in results)
         raise UserError(f"none of the {ended} trials of {params.search.study} is finished; `make search` continues it")

@@ -1,6 +1,7 @@
 """Images and labels, in memory and as .npy files."""
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from cifar_resnet.files import atomic_write
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
+Rows = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,22 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def take(self, rows: NDArray[np.intp]) -> "Images":
+    def take(self, rows: Rows) -> "Images":
         return Images(self.pixels[rows], self.labels[rows])
 
 
+def first_copies(pixels: Pixels) -> Rows:
+    """For each image, the row of the first image with the same pixels."""
+    records = pixels.reshape(len(pixels), -1).view("V3072").ravel()
+    _, first, inverse = np.unique(records, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse])
+
+
 def write_array(path: Path, array: NDArray[np.generic]) -> None:
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    stream = BytesIO()  # np.save into a file does not say why it wrote too little
+    np.save(stream, array, allow_pickle=False)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(stream.getbuffer())
 
 
 def read_array(path: Path) -> NDArray[np.generic]:

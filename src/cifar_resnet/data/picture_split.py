@@ -4,14 +4,12 @@ from itertools import count
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
-from cifar_resnet.data.dataset import Images, Pixels
+from cifar_resnet.data.dataset import Images, Rows, first_copies
 from cifar_resnet.data.raw_dataset import SPLITS, RawDataset
 from cifar_resnet.errors import UserError
 
 MAX_NAMED = 20  # pairs of copies in a message
-Rows = NDArray[np.intp]
 
 
 def complete_splits(dataset: RawDataset, *, validation_share: float, test_share: float, seed: int) -> dict[str, Images]:
@@ -79,13 +77,6 @@ def check_every_class(split: str, images: Images, classes: tuple[str, ...]) -> N
     if len(missing):
         names = ", ".join(classes[label] for label in missing[:MAX_NAMED])
         raise UserError(f"{split}: no picture of {names}; every class needs pictures in every split")
-
-
-def first_copies(pixels: Pixels) -> Rows:
-    """For each image, the row of the first image with the same pixels."""
-    records = pixels.reshape(len(pixels), -1).view("V3072").ravel()
-    _, first, inverse = np.unique(records, return_index=True, return_inverse=True)
-    return np.asarray(first[inverse])
 
 
 def check_copies(dataset: RawDataset) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import train_test_split
 
-from cifar_resnet.data.dataset import Images, Pixels
+from cifar_resnet.data.dataset import Images, Pixels, first_copies
 from cifar_resnet.errors import UserError
 
 
@@ -44,11 +44,10 @@ def validate_dataset(splits: dict[str, Images], *, num_classes: int) -> None:
             raise UserError(
                 f"{name}: {counts.tolist()} images per class found, equal counts needed; run `dvc repro -f download`"
             )
-    pixels = np.concatenate([images.pixels for images in splits.values()])
-    _, counts = np.unique(pixels.reshape(len(pixels), -1).view("V3072"), return_counts=True)
-    if (counts > 1).any():
+    copies = first_copies(np.concatenate([images.pixels for images in splits.values()]))
+    if num_copies := int((copies != np.arange(len(copies))).sum()):
         raise UserError(
-            f"{int((counts - 1).sum())} exact duplicates found within or across the splits, none allowed; "
+            f"{num_copies} exact duplicates found within or across the splits, none allowed; "
             "run `dvc repro -f download`"
         )
 

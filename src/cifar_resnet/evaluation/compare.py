@@ -108,6 +108,10 @@ def comparison_report(first: RevisionResult, second: RevisionResult) -> str:
 
 
 def check_comparable(first: RevisionResult, second: RevisionResult) -> None:
+    """
+    Raises:
+        UserError: if the revisions have different classes or test images.
+    """
     if first.classes != second.classes:
         raise UserError(
             f"{first.revision} and {second.revision} know different classes ({list_classes(first.classes)}; "

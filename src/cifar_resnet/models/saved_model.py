@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write, read_json, write_json
@@ -42,8 +42,9 @@ def model_config(
 
 def save_model(folder: Path, model: ResNet, config: dict[str, Any]) -> None:
     """Write the weights and the config into `folder`, each atomically."""
+    content = save({name: value.contiguous() for name, value in model.state_dict().items()})
     with atomic_write(folder / WEIGHTS_FILE) as temporary:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary)
+        temporary.write_bytes(content)
     write_json(folder / CONFIG_FILE, config)
 
 
