@@ -12,6 +12,7 @@ import pytest
 from conftest import tiny_images
 from PIL import Image
 
+import cifar_resnet
 from cifar_resnet import errors
 from cifar_resnet.cli import main as command
 from cifar_resnet.cli.predict import SOME_SKIPPED
@@ -95,6 +96,17 @@ def test_an_unknown_model_is_an_error(project: Path, photos: Path, name: str, mo
 def test_a_file_that_is_not_a_model_is_an_error(project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"a\.png: not a model; pass a model\.safetensors"):
         run(monkeypatch, project, "predict", photos, "--model", photos / "a.png")
+
+
+def test_an_exported_file_is_only_for_predict(project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "a.onnx").touch()
+    for use in (
+        lambda: cifar_resnet.load(photos / "a.onnx"),
+        lambda: run(monkeypatch, project, "export", photos / "a.onnx", "--output", photos / "b.onnx"),
+    ):
+        with pytest.raises(UserError, match=r"a.onnx: an exported file, only for `cifar-resnet predict --model`"):
+            use()
+    assert not (photos / "b.onnx").exists()
 
 
 def test_a_version_without_files_is_an_error(project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

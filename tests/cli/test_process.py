@@ -84,6 +84,14 @@ def test_a_full_disk_behind_stdout_is_an_error_of_one_line(tmp_path: Path) -> No
     assert (done.returncode, done.stderr) == (1, "predict: [Errno 28] No space left on device\n")
 
 
+def test_a_closed_stdout_or_stderr_changes_nothing_else(photos: Path, model_path: Path) -> None:
+    command = f"{SCRIPT[0]} predict a.png --model {model_path}"
+    assert run(photos, ["sh", "-c", f"{command} --output out.csv --format csv >&-"])[0] == 0
+    assert (photos / "out.csv").stat().st_size > 0
+    code, out, _ = run(photos, ["sh", "-c", f"{command} 2>&-"])
+    assert (code, len(out.splitlines())) == (0, 1)
+
+
 def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
     code = "import os, signal, sys; sys.argv[0] = 'stages/train.py'; import cifar_resnet.environment_variables"
     command = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), signal.SIGINT)"]

@@ -265,3 +265,13 @@ def test_a_png_of_another_size_is_an_error() -> None:
     Image.new("RGB", (1024, 3)).save(stream, "PNG")
     with pytest.raises(ValueError, match=r"PNG of \(1024, 3\) pixels found, \(1024, 10000\) expected"):
         download.decode_png_rows(stream.getvalue())
+
+
+def test_a_relative_source_is_in_the_project_also_for_a_temporary_copy(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(raw.parent))  # as DVC sets it, also for `dvc exp run --temp`
+    assert download.download_cifar10([raw.name], tmp_path / "out", timeout_seconds=5) == raw.name
+    assert len(list((tmp_path / "out").iterdir())) == 6

@@ -153,3 +153,14 @@ def test_copies_in_a_published_benchmark_are_reported() -> None:
     assert check_copies(dataset(is_published=True, train=train, test=both)) == [
         "2 copies of images in another split, as published"
     ]
+
+
+@pytest.mark.parametrize("validation", [0, 0.1])
+def test_a_class_that_consists_of_copies_of_another_class_is_an_error(validation: float) -> None:
+    images = tiny_images(10, seed=1)
+    images = images.take(np.argsort(images.labels, kind="stable"))
+    pixels = images.pixels.copy()
+    pixels[images.labels == 1] = pixels[images.labels == 0]
+    source = dataset(train=Images(pixels, images.labels), test=tiny_images(2, seed=2))
+    with pytest.raises(UserError, match="class b: all its training pictures are copies of pictures of another class"):
+        complete(source, validation=validation)

@@ -48,3 +48,12 @@ def test_channel_statistics_equal_those_of_numpy() -> None:
     mean, std = split.channel_statistics(pixels)
     assert mean == pytest.approx((pixels / 255).mean(axis=(0, 2, 3)), abs=1e-6)
     assert std == pytest.approx((pixels / 255).std(axis=(0, 2, 3)), abs=1e-6)
+
+
+def test_a_constant_channel_has_a_standard_deviation_that_can_divide() -> None:
+    pixels = tiny_images(5, seed=3).pixels
+    for value in (0, 7, 255):
+        pixels[:, 2] = value
+        mean, std = split.channel_statistics(pixels)
+        assert mean[2] == pytest.approx(value / 255, abs=1e-6)
+        assert std[2] == 1

@@ -153,3 +153,12 @@ def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images
     write_outputs(tmp_path, SECOND)
     figure = plot_differences(make_result("pretrained", FIRST), make_result("workspace", SECOND), tmp_path)
     assert len(figure.axes) == 4
+
+
+@pytest.mark.parametrize(("file", "content"), [(CONFIG, "<<<<<<< HEAD\n"), (LOGITS, "no array"), (LABELS, "")])
+def test_a_damaged_file_of_the_workspace_is_an_error_that_names_it(tmp_path: Path, file: str, content: str) -> None:
+    write_outputs(tmp_path, FIRST)
+    assert read_result(tmp_path, "workspace").correct.sum() == 3
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=rf"^workspace: {file} is damaged \(.+\); `dvc repro evaluate`"):
+        read_result(tmp_path, "workspace")

@@ -20,5 +20,6 @@ def test_one_in_twenty_held_out_images_is_below_the_threshold() -> None:
     assert (familiarity(logits) < threshold).sum() == 50
 
 
-def test_without_held_out_images_there_is_no_threshold() -> None:
-    assert fit_familiarity_threshold(np.empty((0, 10), np.float32)) is None
+def test_without_enough_held_out_images_there_is_no_threshold() -> None:
+    for count in (0, 1, 99):
+        assert fit_familiarity_threshold(np.ones((count, 10), np.float32)) is None

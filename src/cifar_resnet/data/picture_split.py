@@ -40,7 +40,8 @@ def draw_rows(images: Images, classes: tuple[str, ...], shares: dict[str, float]
     """The rows of "train" and of the names in `shares`, in order.
 
     Raises:
-        UserError: if a class has too few different images for one in each split.
+        UserError: if a class has too few different images for one in each split. Copies of an image of another class
+            count for the class that comes first.
     """
     random = np.random.default_rng(seed)
     copies = first_copies(images.pixels)
@@ -62,6 +63,8 @@ def split_sizes(total: int, shares: dict[str, float]) -> list[int]:
 
 
 def too_few_text(class_name: str, total: int, shares: dict[str, float]) -> str:
+    if total == 0:
+        return f"class {class_name}: all its training pictures are copies of pictures of another class"
     start = max(total + 1, ceil(0.5 / min(shares.values())))
     needed = next(size for size in count(start) if min(split_sizes(size, shares)) >= 1)
     named = " and ".join(f"preprocess.{name}_share {share}" for name, share in shares.items())

@@ -53,13 +53,16 @@ def validate_dataset(splits: dict[str, Images], *, num_classes: int) -> None:
 
 
 def channel_statistics(pixels: Pixels) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, for pixel values scaled to 0..1."""
+    """Mean and standard deviation of each channel, for pixel values scaled to 0..1.
+
+    The standard deviation of a constant channel is given as 1: it becomes a divisor.
+    """
     counts = np.stack([np.bincount(pixels[:, channel].ravel(), minlength=256) for channel in range(3)])
     values = np.arange(256) / 255
     share = counts / counts.sum(axis=1, keepdims=True)
     mean = share @ values
-    std = np.sqrt(share @ values**2 - mean**2)
-    return [round(float(value), 6) for value in mean], [round(float(value), 6) for value in std]
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 0))
+    return [round(float(value), 6) for value in mean], [round(float(value), 6) or 1.0 for value in std]
 
 
 def dataset_statistics(splits: dict[str, Images], *, classes: tuple[str, ...], source: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Compare two networks on the same test images: significance, changes by class, and the images that changed."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -51,7 +52,8 @@ def read_result(root: Path, revision: str) -> RevisionResult:
     """Read the results of a Git revision, a DVC experiment, the workspace, or the pretrained weights.
 
     Raises:
-        UserError: if there is no such revision, or neither DVC's cache nor its remote has the files.
+        UserError: if there is no such revision, if neither DVC's cache nor its remote has the files, or if one of them
+            is damaged.
     """
     if revision == pretrained.NAME:
         config, predictions = (
@@ -59,10 +61,10 @@ def read_result(root: Path, revision: str) -> RevisionResult:
             pretrained.read_test_predictions(pretrained.FOLDER),
         )
         return RevisionResult(revision, *predictions, config["classes"], config["provenance"].get("test_data", ""))
-    config = json.loads(read_revision_file(root, revision, CONFIG))
-    logits = load_array(root, revision, LOGITS)[0]  # 0: without augmentation
+    config = load_file(root, revision, CONFIG, json.loads)
+    logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
-    labels = load_array(root, revision, LABELS).astype(np.int64)
+    labels = load_file(root, revision, LABELS, load_array).astype(np.int64)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     return RevisionResult(revision, labels, predicted, confidence, config["classes"], images_md5_of(root, revision))
 
@@ -74,9 +76,15 @@ def images_md5_of(root: Path, revision: str) -> str:
     return file_hash(root / IMAGES) if (root / IMAGES).exists() else ""
 
 
-def load_array(root: Path, revision: str, path: str) -> NDArray[Any]:
-    array: NDArray[Any] = np.load(BytesIO(read_revision_file(root, revision, path)), allow_pickle=False)
-    return array
+def load_file(root: Path, revision: str, path: str, load: Callable[[bytes], Any]) -> Any:
+    try:
+        return load(read_revision_file(root, revision, path))
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{revision}: {path} is damaged ({error}); `dvc repro evaluate` writes it again") from None
+
+
+def load_array(content: bytes) -> Any:
+    return np.load(BytesIO(content), allow_pickle=False)
 
 
 def comparison_report(first: RevisionResult, second: RevisionResult) -> str:
@@ -138,7 +146,10 @@ def plot_differences(first: RevisionResult, second: RevisionResult, root: Path) 
     if not len(rows):
         return plots.plot_notice(f"{first.revision} and {second.revision} classify the same images correctly")
     source = second.revision if first.revision == pretrained.NAME else first.revision
-    classes, pixels = [plots.label_text(name) for name in first.classes], load_array(root, source, IMAGES)[rows]
+    classes, pixels = (
+        [plots.label_text(name) for name in first.classes],
+        load_file(root, source, IMAGES, load_array)[rows],
+    )
     changes = ["lost"] * len(lost) + ["gained"] * len(gained)
     captions = [
         f"{change}:\n{classes[first.predicted[row]]} → {classes[second.predicted[row]]}"

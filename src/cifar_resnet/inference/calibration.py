@@ -16,6 +16,9 @@ RANGE = (0.1, 10.0)
 def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """The divisor of the logits with the lowest log-loss; 1 without images.
 
+    The labels are smoothed by 1 / (N + 1), as if one more image could belong to any class. Otherwise the confidences of
+    a few images that are all classified correctly would be fitted to 100 %.
+
     Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
 
     Args:
@@ -25,8 +28,12 @@ def fit_temperature(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> f
     if not len(labels):
         return 1.0
 
+    smoothing = 1 / (len(labels) + 1)
+
     def log_loss(divisor: float) -> float:
-        return float(-log_softmax(logits / divisor, axis=1)[np.arange(len(labels)), labels].mean())
+        log_probabilities = log_softmax(logits / divisor, axis=1)
+        of_labels = log_probabilities[np.arange(len(labels)), labels].mean()
+        return float(-(1 - smoothing) * of_labels - smoothing * log_probabilities.mean())
 
     return round(float(minimize_scalar(log_loss, bounds=RANGE, method="bounded").x), 4)
 

@@ -80,9 +80,8 @@ def read_class_folders(path: Path, source: str, skipped: Skipped) -> RawDataset:
 
 
 def is_visible_picture(member: Member, skipped: Skipped) -> bool:
-    """Whether a file is a picture, and neither it nor a folder above is hidden; others are counted."""
-    file, open_stream = member
-    is_visible = not any(name.startswith(".") for name in file.split("/")) and is_picture(file, open_stream)
+    """Whether a file is a picture and not hidden; others are counted."""
+    is_visible = is_picture(*member)
     skipped.ignored += not is_visible
     return is_visible
 

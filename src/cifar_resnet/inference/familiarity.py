@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from cifar_resnet.inference.logits import Logits
 
 UNFAMILIAR_SHARE = 0.05  # of the held-out images that are below the threshold: the rate of false alarms
+MIN_IMAGES = 100  # with fewer, a threshold has several times the intended false alarms
 
 
 def familiarity(logits: Logits) -> NDArray[np.float64]:
@@ -17,9 +18,11 @@ def familiarity(logits: Logits) -> NDArray[np.float64]:
 
 
 def fit_familiarity_threshold(logits: Logits) -> float | None:
-    """The familiarity that all but UNFAMILIAR_SHARE of the images reach; None without images.
+    """The familiarity that all but UNFAMILIAR_SHARE of the images reach; None if so few images cannot show it.
 
     Args:
         logits: (N, C), of images that the network was not trained on.
     """
-    return float(np.quantile(familiarity(logits), UNFAMILIAR_SHARE)) if len(logits) else None
+    if len(logits) < MIN_IMAGES:
+        return None
+    return float(np.quantile(familiarity(logits), UNFAMILIAR_SHARE))

@@ -89,15 +89,26 @@ def catch_read_errors(name: str, read: Callable[[], Iterator[Item]]) -> Iterator
 
 
 def expand_source(source: str, root: Path) -> list[Path]:
-    """The path if it exists, otherwise the sorted matches of the glob, or the path itself without any match."""
+    """The path if it exists, otherwise the sorted matches of the glob, or the path itself without any match.
+
+    A match in a folder that matches as well is left out: all of the folder is read. As in a shell, `*` does not match
+    hidden names.
+    """
     path = root / source
     if os.path.lexists(path) or not any(character in source for character in "*?["):
         return [path]
     base = Path(path.anchor) if Path(source).is_absolute() else root
     try:
-        return sorted(base.glob(str(path.relative_to(base)))) or [path]
+        pattern = path.relative_to(base)
+        matches = sorted(base.glob(str(pattern)))
     except ValueError:  # pathlib rejects the pattern
         return [path]
+    if not any(part.startswith(".") for part in pattern.parts):
+        matches = [
+            match for match in matches if not any(part.startswith(".") for part in match.relative_to(base).parts)
+        ]
+    folders = {match for match in matches if match.is_dir()}
+    return [match for match in matches if folders.isdisjoint(match.parents)] or [path]
 
 
 def printable(name: str) -> str:
@@ -163,7 +174,7 @@ def read_image_folder(folder: Path, name: str) -> Iterator[Item]:
     walk_errors: list[OSError] = []
     count = 0
     for file, open_stream in folder_members(folder, walk_errors):
-        for item in read_member(file if name == "." else f"{name}/{file}", open_stream):
+        for item in read_member(file if name == "." else f"{name}/{file}", file, open_stream):
             count += item is not None
             yield item
     yield from (UserError(walk_error_text(error)) for error in walk_errors)
@@ -188,7 +199,7 @@ def read_zip(stream: IO[bytes], name: str) -> Iterator[Item]:
     count = 0
     with ZipFile(stream) as archive:
         for file, open_stream in zip_members(archive):
-            for item in read_member(f"{name}/{file}", open_stream):
+            for item in read_member(f"{name}/{file}", file, open_stream):
                 count += item is not None
                 yield item
     require_picture(count)
@@ -228,18 +239,22 @@ def zip_name(member: ZipInfo) -> str:
         return member.filename
 
 
-def read_member(name: str, open_stream: Callable[[], IO[bytes]]) -> Iterator[Item]:
+def read_member(name: str, file: str, open_stream: Callable[[], IO[bytes]]) -> Iterator[Item]:
     """The picture of a file in a folder or zip, its read error, or None if it is hidden or not a picture."""
-    if is_picture(name, open_stream):
+    if is_picture(file, open_stream):
         yield from catch_read_errors(name, partial(single_image, name, open_stream))
     else:
         yield None
 
 
-def is_picture(name: str, open_stream: Callable[[], IO[bytes]]) -> bool:
-    """Whether a file in a folder or zip is not hidden, and a picture by its suffix or its first bytes."""
-    file = PurePosixPath(name).name
-    return not file.startswith(".") and (has_picture_suffix(file) or starts_as_picture(open_stream))
+def is_picture(file: str, open_stream: Callable[[], IO[bytes]]) -> bool:
+    """Whether a file in a folder or zip is a picture by its suffix or its first bytes, and not hidden.
+
+    Args:
+        file: path below the folder or in the zip; a name that starts with a dot hides a file, or all files of a folder.
+    """
+    is_hidden = any(part.startswith(".") for part in PurePosixPath(file).parts)
+    return not is_hidden and (has_picture_suffix(file) or starts_as_picture(open_stream))
 
 
 def starts_as_picture(open_stream: Callable[[], IO[bytes]]) -> bool:

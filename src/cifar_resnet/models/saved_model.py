@@ -63,7 +63,7 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
         model.mirror_views = config["mirror_views"]
         weights = load_file(folder / WEIGHTS_FILE)
         model.load_state_dict({"std" if name == "deviation" else name: value for name, value in weights.items()})
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: no usable model ({error}); `dvc repro train` writes one to data/model") from None
     return model.to(target).eval(), config
 

@@ -51,12 +51,17 @@ class NamedModel:
 
 
 def load_named_model(source: str | Path | None, *, device: Device = "auto") -> Model:
-    """See `cifar_resnet.load`."""
+    """See `cifar_resnet.load`.
+
+    Raises:
+        UserError: as in `find_model`, or if the model is an exported file.
+    """
     from cifar_resnet.device import select_device
     from cifar_resnet.inference.model import Model
 
     root, target = Path.cwd(), select_device(device)
     with find_model(root, None if source is None else str(source)) as model:
+        require_weights(model)
         loaded = Model(model.folder, target, name=model.name, accuracy=model.accuracy)
     if source is None:
         print(f"cifar_resnet.load: {model}", file=sys.stderr)
@@ -88,6 +93,17 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
                 f"model {requested} not found: neither a path nor pretrained, the champion, a version or a run in "
                 "MLflow; `cifar-resnet registry list` lists the versions"
             )
+
+
+def require_weights(model: NamedModel) -> None:
+    """
+    Raises:
+        UserError: if the model is an exported file.
+    """
+    if model.folder.suffix == EXPORTED_SUFFIX:
+        raise UserError(
+            f"{model.name}: an exported file, only for `cifar-resnet predict --model`; name its model instead"
+        )
 
 
 def default_model(root: Path) -> NamedModel:

@@ -97,7 +97,7 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
         accuracy=float(candidate.tags["accuracy"]),
         parameters=int(candidate.tags["parameters"]),
         previous_champion=int(champion.version) if champion else None,
-        previous_accuracy=float(champion.tags["accuracy"]) if champion else None,
+        previous_accuracy=float(champion.tags["accuracy"]) if champion and "accuracy" in champion.tags else None,
         comparison=comparison,
         policy=policy.model_dump(exclude={"model_name"}),
     )

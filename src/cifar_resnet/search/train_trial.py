@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cifar_resnet.data import dataset, split
+from cifar_resnet.data import dataset
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
@@ -72,15 +72,10 @@ def search_split(images: Images, statistics: dict[str, Any], params: SearchParam
             f"search.train_per_class and search.validation_per_class are {params.train_per_class} and "
             f"{params.validation_per_class}: together at most {smallest_class} allowed, a class's training images"
         )
-    rest, validation_images = split.train_validation_split(
-        images, per_class=params.validation_per_class, num_classes=num_classes, seed=params.seed
-    )
-    if params.train_per_class + params.validation_per_class == smallest_class:
-        return rest, validation_images
-    _, train_images = split.train_validation_split(
-        rest, per_class=params.train_per_class, num_classes=num_classes, seed=params.seed
-    )
-    return train_images, validation_images
+    random, ends = np.random.default_rng(params.seed), np.cumsum([params.train_per_class, params.validation_per_class])
+    of_classes = (random.permutation(np.flatnonzero(images.labels == label)) for label in range(num_classes))
+    train, validation, _ = zip(*(np.split(rows, ends) for rows in of_classes), strict=True)
+    return images.take(np.sort(np.concatenate(train))), images.take(np.sort(np.concatenate(validation)))
 
 
 def run_trial(
