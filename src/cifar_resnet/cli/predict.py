@@ -10,8 +10,8 @@ SOME_SKIPPED = 3
 INPUTS = """\
 Accepted: pictures (PNG, JPEG, WebP, BMP, TIFF, AVIF, HEIC, the first frame of a GIF), folders of them at any depth,
 globs and zips; arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin files and pickled Python
-batches. Pictures are recognized by their content, whatever their suffix. In folders and zips, hidden files and files
-that are not pictures are counted and ignored. Links to folders are ignored.
+batches. Pictures are recognized by their content, whatever their suffix. In folders and zips, hidden files and folders
+and files that are not pictures are counted and ignored. Links to folders are ignored.
 
 A picture is rotated according to its EXIF orientation. Transparent parts become white. It is scaled so that its
 shorter side has 32 pixels, and cropped to a square around its center.
