@@ -24,9 +24,9 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
     for stream in (sys.stdout, sys.stderr):  # file names may have characters that the encoding of a pipe has not
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    for stream_name in ("stdout", "stderr"):
-        if getattr(sys, stream_name) is None:  # the caller has closed it
-            setattr(sys, stream_name, Path(os.devnull).open("w"))  # noqa: SIM115
+    for closed in (key for key in ("stdout", "stderr") if getattr(sys, key) is None):
+        stream = Path(os.devnull).open("w")  # noqa: SIM115
+        setattr(sys, closed, stream)
     name = name or Path(sys.argv[0]).stem
     try:
         code = main(Path.cwd())

@@ -79,17 +79,17 @@ def test_two_networks_are_compared_without_a_figure(read_only_project: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "output"),
+    ("arguments", "output", "file"),
     [
-        (["predict", "images.npy"], "a.csv"),
-        (["predict", "images.npy"], "new/a.csv"),
-        (["export"], "new/deep/a.onnx"),
-        (["search", "best"], "new/results"),
-        (["compare", "pretrained", "pretrained"], "new/a.png"),
+        (["predict", "images.npy"], "a.csv", ""),
+        (["predict", "images.npy"], "new/a.csv", ""),
+        (["export"], "new/deep/a.onnx", ""),
+        (["search", "best"], "new/results", "/trials.csv"),
+        (["compare", "pretrained", "pretrained"], "new/a.png", ""),
     ],
 )
 def test_an_output_that_cannot_be_written_is_named_as_the_user_wrote_it(
-    read_only_project: Path, arguments: list[str], output: str
+    read_only_project: Path, arguments: list[str], output: str, file: str
 ) -> None:
     done = run(read_only_project, *arguments, "--output", output, code=1)
-    assert done.stderr == f"cifar-resnet: {output}: cannot be used (Permission denied)\n"
+    assert done.stderr == f"cifar-resnet: {output}{file}: cannot be used (Permission denied)\n"

@@ -238,12 +238,22 @@ def test_evaluate_evaluates_on_the_test_images_and_logs_to_the_training_run(proj
     assert figures == {path.name for path in evaluation.glob("figures/*.png")} != set()
 
 
-def test_evaluate_fits_the_familiarity_threshold_on_the_held_out_images(project: Path) -> None:
+def test_evaluate_fits_the_familiarity_threshold_on_the_held_out_images(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert json.loads((project / "data/evaluation/metrics.json").read_text())["familiarity_threshold"] is None, (
+        "too few"
+    )
+    for folder in ("prepared", "model"):
+        shutil.copytree(project / "data" / folder, tmp_path / "data" / folder)
+    write_params(tmp_path, tracking={"enabled": False}, evaluate={"corruptions": False})
+    monkeypatch.setattr("cifar_resnet.inference.familiarity.MIN_IMAGES", 20)
+    stage("evaluate").main(tmp_path)
     pixels = np.load(project / "data/prepared/validation_images.npy", allow_pickle=False)
     target = select_device()
     model, _ = load_model(project / "data/model", target)
     logits = predict_logits(model, pixels, batch_size=20, precision=select_dtype("auto", target)[0], augmented=True)
-    metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
+    metrics = json.loads((tmp_path / "data/evaluation/metrics.json").read_text())
     assert metrics["familiarity_threshold"] == pytest.approx(np.quantile(familiarity(logits.numpy()), 0.05))
 
 
