@@ -4,7 +4,6 @@ The database may be on a read-only mount, belong to another user, or be on a ful
 creates what is missing; this module does not.
 """
 
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -20,10 +19,9 @@ from sqlalchemy import URL
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry.versions import download_uri
 from cifar_resnet.tracking.location import (
-    CONNECTION_LIMITS,
     local_artifact_path,
     local_database,
-    set_tracking_uri,
+    prepare_connection,
     tracking_uri,
     unusable_error,
 )
@@ -43,9 +41,7 @@ def open_registry(root: Path) -> Iterator[MlflowClient | None]:
         return
     with ExitStack() as stack:
         try:
-            set_tracking_uri(uri if database is None else stack.enter_context(readable_database(database)))
-            for key, value in CONNECTION_LIMITS.items():
-                os.environ.setdefault(key, value)
+            prepare_connection(uri if database is None else stack.enter_context(readable_database(database)))
             client = MlflowClient()
             client.search_registered_models(max_results=1)
         except Exception as error:

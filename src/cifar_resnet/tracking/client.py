@@ -1,6 +1,5 @@
 """MLflow client: one experiment, with one run for each execution of the train stage."""
 
-import logging
 import os
 import platform
 import sqlite3
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import sqlalchemy
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
@@ -17,15 +15,14 @@ from mlflow.exceptions import MlflowException
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.schema import TrackingParams
 from cifar_resnet.tracking.location import (
-    CONNECTION_LIMITS,
     STATE_FOLDER_TAG,
     artifact_folder,
     connection_error,
     is_database,
     local_database,
     move_artifact_paths,
+    prepare_connection,
     project_home,
-    set_tracking_uri,
     tracking_uri,
     unusable_error,
 )
@@ -48,19 +45,12 @@ def connect(root: Path) -> MlflowClient:
         UserError: if the database or server cannot be used.
     """
     uri, home = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db", project_home(root)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
-    for key, value in CONNECTION_LIMITS.items():
-        os.environ.setdefault(key, value)
     try:
         uri = tracking_uri(root)
         database = local_database(uri)
-        set_tracking_uri(uri)
         if database is not None:
             database.parent.mkdir(parents=True, exist_ok=True)
-        elif is_database(uri):  # MLflow would retry for minutes
-            with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect():
-                pass
+        prepare_connection(uri)
         with FileLock(f"{database}.new") if database else nullcontext():
             client = MlflowClient()
             _prepare_experiment(client, home, uri)

@@ -1,5 +1,6 @@
 """Where MLflow's runs and files are: the tracking URI, a local database file, and the folder of artifacts."""
 
+import logging
 import os
 import platform
 import shlex
@@ -79,6 +80,22 @@ def set_tracking_uri(uri: str) -> None:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def prepare_connection(uri: str) -> None:
+    """Set MLflow's tracking URI and limits, and check that a database on a server can be reached.
+
+    Raises:
+        Exception: of any type, if it cannot be reached: at once, where MLflow would retry for minutes.
+    """
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
+    for key, value in CONNECTION_LIMITS.items():
+        os.environ.setdefault(key, value)
+    set_tracking_uri(uri)
+    if is_database(uri) and not uri.startswith("sqlite"):
+        with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect():
+            pass
 
 
 def display_uri(uri: str) -> str:
