@@ -104,12 +104,15 @@ def plot_cost() -> Figure:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     rows = [row for row in read_table(RESULTS / "trainings.csv") if row["minutes"] and row["machine"] != "AMX"]
+    labels: list[tuple[float, float, str]] = []  # two of the same number, side by side, could not be read
     for _, seeds in groupby(rows, key=lambda row: (row["recipe"], row["epochs"], row["precision"])):
         group = sorted(seeds, key=lambda row: float(row["test_accuracy"]))
         for row in group:
             plot_training(axes, pf_equivalents(row), row)
-        point = pf_equivalents(group[0]), 1 - float(group[0]["test_accuracy"])
-        axes.annotate(group[0]["epochs"], point, xytext=(5, 3), textcoords="offset points", fontsize=8)
+        cost, error, epochs = pf_equivalents(group[0]), 1 - float(group[0]["test_accuracy"]), group[0]["epochs"]
+        if not any(epochs == text and abs(x / cost - 1) < 0.1 and abs(y - error) < 0.001 for x, y, text in labels):
+            axes.annotate(epochs, (cost, error), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            labels.append((cost, error, epochs))
     for family, colour in COLOURS.items():
         axes.plot([], [], "o", color=colour, label=f"{family} and its earlier versions")
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="with test-time augmentation")

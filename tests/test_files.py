@@ -162,9 +162,8 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_it(tmp_path: Path
         lambda: write_csv_table(path, [{"column": "value"}] * 1000),
     )
     for writer in writers:
-        resource.setrlimit(
-            resource.RLIMIT_FSIZE, (1000, hard)
-        )  # bytes; the error is another, as early as that of a full disk
+        # A limit in bytes. Its error is EFBIG, and comes from the same calls as that of a full disk.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
         try:
             with pytest.raises(OSError, match=f"File too large: '{path}'"):
                 writer()
