@@ -180,7 +180,7 @@ class TrainParams(Section):
     noise: Fraction = Field(
         description="Largest standard deviation of Gaussian noise in patches of images, as a share of the value range."
     )
-    noise_probability: Fraction = Field(description="Probability that an image gets such a patch, 0 to 1.")
+    noise_probability: float = Field(ge=0, le=1, description="Probability that an image gets such a patch, 0 to 1.")
     cutout: int = Field(ge=0, le=32, description="Side of the erased square in pixels; 0 erases nothing.")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field(
         description="Where to train: auto takes an accelerator if there is one and otherwise the CPU."
