@@ -107,7 +107,8 @@ params-docs: .venv/ready ## write docs/params.md and docs/params.schema.json, af
 	@python docs/params.py
 
 constraints: .venv/demo .venv/services ## write the installed versions to constraints.txt, after a change in pyproject.toml
-	@pip freeze --exclude-editable > constraints.txt
+	@pip freeze --exclude-editable > .venv/constraints.txt
+	@mv .venv/constraints.txt constraints.txt
 
 .PHONY: help setup repro preset quick pretrained test test-faults test-services postgresql chromium demo registry
 .PHONY: mlflow-backfill compare search benchmark benchmark-inference ui params-docs constraints FORCE

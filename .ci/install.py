@@ -29,7 +29,7 @@ VARIABLES = {  # pip's option -> uv's variable and what separates its values
 
 def pip_settings() -> dict[str, str]:
     """Option of pip -> its value, from pip's files and environment variables."""
-    lines = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run([*PIP, "config", "list"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
     settings = dict[str, str]()
     for section in PRECEDENCE:
         for line in lines:

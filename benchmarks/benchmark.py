@@ -61,6 +61,10 @@ def main() -> None:
 def run_benchmark() -> None:
     device.disable_malloc_trim()
     params = load_params(ROOT / "params.yaml")
+    if params.train.low_resolution_epochs >= params.train.epochs:
+        sys.exit(
+            "params.yaml: train.low_resolution_epochs must be below train.epochs, because steps at 32 pixels are timed"
+        )
     precision, _ = device.select_dtype(params.train.precision, device.select_device())
     train = read_split(ROOT / "data/prepared", "train")
     statistics = json.loads((ROOT / "data/prepared/statistics.json").read_text(encoding="utf-8"))
@@ -80,7 +84,9 @@ def run_benchmark() -> None:
     )
     figures["training of the default recipe by these steps, s"] = total
     figures["training of the default recipe, PF-equivalents"] = total * ceiling / 1000
-    figures["ancestor's epoch in float32, s"] = ancestor_epoch_seconds(len(train), batches[32])
+    figures["ancestor's epoch in float32, s"] = ancestor_epoch_seconds(
+        len(train), batches[32], len(statistics["classes"])
+    )
     command = [sys.executable, __file__, "--step"]
     trimmed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     figures["step at 32 pixels when memory is given back, s"] = float(trimmed)
@@ -215,11 +221,12 @@ def convolution_backward(layer: nn.Conv2d, x: Tensor, *, half: int) -> Callable[
     return lambda: torch.ops.aten.convolution_backward(gradient, x, filters, None, *geometry, mask)
 
 
-def ancestor_epoch_seconds(num_images: int, batch: Batch) -> float:
+def ancestor_epoch_seconds(num_images: int, batch: Batch, num_classes: int) -> float:
     """Seconds of an epoch of the ancestor's network in float32, from its steps at batch 128."""
     preset = parse_yaml((ROOT / "presets/ancestor.yaml").read_text(encoding="utf-8"))
     params = with_overrides(load_params(ROOT / "params.yaml"), preset | {"train.optimizer": "sgd"})
-    state = TrainState(resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=10), params.train)
+    model = resnet.build_model(params.model, [0.5] * 3, [0.25] * 3, num_classes=num_classes)
+    state = TrainState(model, params.train)
     pixels, labels = (tensor[:ANCESTOR_BATCH] for tensor in batch)
     seconds = median_seconds(lambda: step(state, (pixels, labels), params, torch.float32), 2)
     return seconds * num_images / ANCESTOR_BATCH

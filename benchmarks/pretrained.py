@@ -82,6 +82,9 @@ def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
     """
     if source.evaluation is None:
         raise UserError(f"{source.name}: no metrics.json of this model is known; run `dvc repro evaluate`")
+    card = source.evaluation.parent / "registry" / CARD_FILE
+    if not card.exists():
+        raise UserError(f"{source.name}: {card} not found; run `dvc repro register` and name the folder data/model")
     target = select_device()
     model, config = load_model(folder, target)
     test, precision = read_split(root / PREPARED, "test"), select_dtype("auto", target)[0]
@@ -100,9 +103,6 @@ def write_evaluation(root: Path, source: NamedModel, folder: Path) -> None:
     write_json(folder / METRICS_FILE, before | metrics | {"model_bytes": (folder / WEIGHTS_FILE).stat().st_size})
     write_csv_table(folder / RELIABILITY_FILE, reliability(test.labels, probabilities))
     pretrained.write_test_predictions(folder, test.labels, probabilities)
-    card = source.evaluation.parent / "registry" / CARD_FILE
-    if not card.exists():
-        raise UserError(f"{source.name}: {card} not found; run `dvc repro register`")
     shutil.copy(card, folder)
 
 

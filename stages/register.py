@@ -9,7 +9,7 @@ import numpy as np
 
 import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_array
-from cifar_resnet.errors import run
+from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.significance import read_correct_mask
 from cifar_resnet.files import atomic_write, file_hash, read_json, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
@@ -20,7 +20,7 @@ from cifar_resnet.registry.evidence import encode_mask
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
-from cifar_resnet.versioning.provenance import provenance_tags
+from cifar_resnet.versioning.provenance import is_of_another_training, provenance_tags
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -35,6 +35,8 @@ INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{C
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml")
     require_files(root, INPUTS)
+    if is_of_another_training(read_json(root / EVALUATION / "metrics.json"), read_json(root / MODEL / CONFIG_FILE)):
+        raise UserError(f"{EVALUATION} is of another training than {MODEL}; run `dvc repro evaluate`")
     card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, params.train)
     if not params.tracking.enabled:
         reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"

@@ -53,3 +53,12 @@ def test_pip_installs_where_uv_fails(tmp_path: Path) -> None:
     assert second.startswith("installed with pip in ")
     pip = "pip --disable-pip-version-check install -qq --constraint constraints.txt"
     assert calls[-1] == f"{pip} --editable .[train,test]"
+
+
+def test_the_error_of_a_broken_configuration_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_text("[global\n")
+    command = [sys.executable, ROOT / ".ci/install.py", "train"]
+    environment = os.environ | {"PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "pip.conf" in result.stderr

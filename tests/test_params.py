@@ -243,6 +243,11 @@ def test_replaced_values_keep_comments_and_layout() -> None:
     assert replaced == expected
 
 
+def test_null_stays_null() -> None:
+    text = "search:\n  limit: null  # none\n  trials: 4\n"
+    assert replace_values(text, {"search.trials": 8}) == text.replace("4", "8")
+
+
 def test_a_replaced_small_float_is_read_back(tmp_path: Path) -> None:
     text = replace_values((ROOT / "params.yaml").read_text(encoding="utf-8"), {"train.weight_decay": 1e-05})
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

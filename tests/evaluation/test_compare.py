@@ -18,6 +18,7 @@ from cifar_resnet.evaluation.compare import (
     IMAGES,
     LABELS,
     LOGITS,
+    METRICS,
     RevisionResult,
     comparison_report,
     plot_differences,
@@ -47,7 +48,8 @@ def write_outputs(root: Path, predicted: np.ndarray) -> None:  # type: ignore[ty
     write_array(root / LOGITS, np.stack([logits, logits]))
     write_array(root / LABELS, TRUE)
     write_array(root / IMAGES, PIXELS)
-    write_json(root / CONFIG, {"classes": CLASSES, "temperature": 2.0})
+    write_json(root / CONFIG, {"classes": CLASSES, "temperature": 2.0, "provenance": {"mlflow_run": "a"}})
+    write_json(root / METRICS, {"mlflow_run": "a"})
 
 
 def test_the_report_counts_gained_and_lost_images() -> None:
@@ -155,10 +157,22 @@ def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images
     assert len(figure.axes) == 4
 
 
-@pytest.mark.parametrize(("file", "content"), [(CONFIG, "<<<<<<< HEAD\n"), (LOGITS, "no array"), (LABELS, "")])
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [(CONFIG, "<<<<<<< HEAD\n"), (CONFIG, "[]"), (METRICS, "1"), (LOGITS, "no array"), (LABELS, "")],
+)
 def test_a_damaged_file_of_the_workspace_is_an_error_that_names_it(tmp_path: Path, file: str, content: str) -> None:
     write_outputs(tmp_path, FIRST)
     assert read_result(tmp_path, "workspace").correct.sum() == 3
     (tmp_path / file).write_text(content)
     with pytest.raises(UserError, match=rf"^workspace: {file} is damaged \(.+\); `dvc repro evaluate`"):
+        read_result(tmp_path, "workspace")
+
+
+def test_an_evaluation_of_another_training_is_not_compared(tmp_path: Path) -> None:
+    """After `dvc repro train`, data/evaluation is of the network before."""
+    write_outputs(tmp_path, FIRST)
+    write_json(tmp_path / METRICS, {"mlflow_run": "b"})
+    message = "^workspace: data/evaluation/metrics.json is of another training than data/model/model.json; run `dvc"
+    with pytest.raises(UserError, match=message):
         read_result(tmp_path, "workspace")

@@ -52,6 +52,11 @@ def test_a_glob_reads_every_picture_once_and_no_hidden_one(tmp_path: Path) -> No
     assert read(tmp_path, "**/*")[1] == ["a.png", "album/b.png", "album/in/c.png"]
     assert read(tmp_path, "album/*")[1] == ["album/b.png", "album/in/c.png"]
     assert read(tmp_path, "album/.th*/*")[1] == ["album/.thumbs/b.png"]
+    save(tmp_path / "album/.thumbs/.c.png")
+    save(tmp_path / "album/.d.png")
+    assert read(tmp_path, "album/.th*/*")[1] == ["album/.thumbs/b.png"]
+    assert read(tmp_path / "album/in", "../*.png")[1] == ["../b.png"]
+    assert read(tmp_path, "album/.*.png")[1] == ["album/.d.png"]
 
 
 def test_globs_and_zips_and_several_sources_are_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import file_hash
+from cifar_resnet.files import file_hash, write_json
 from cifar_resnet.inference import onnx_graph
 from cifar_resnet.inference.backend import load_torch
 from cifar_resnet.inference.onnx_export import export_model
@@ -146,8 +146,18 @@ def test_an_int8_file_is_a_quarter_as_large_and_predicts_nearly_the_same(tmp_pat
 
 def test_int8_needs_training_images(tmp_path: Path) -> None:
     save(tmp_path)
-    with pytest.raises(UserError, match=r"train_images.npy: not found; int8 needs training images"):
+    with pytest.raises(UserError, match=r"train_images.npy: not found, or of other classes than the model; int8 needs"):
         export_model(tmp_path, tmp_path / "a.onnx", precision="int8", root=tmp_path)
+
+
+def test_training_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
+    root = project_with_images(tmp_path)
+    write_json(root / "data/prepared/statistics.json", {"classes": ["cat", "dog"]})
+    with pytest.raises(UserError, match=r"or of other classes than the model"):
+        export_model(root / "data/model", root / "a.onnx", precision="int8", root=root)
+    assert not (root / "a.onnx").exists()
+    compared = export_model(root / "data/model", root / "a.onnx", precision="float32", root=root)
+    assert compared.images == "200 images of noise"
 
 
 def test_an_export_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

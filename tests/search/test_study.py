@@ -44,6 +44,13 @@ def age_heartbeats(root: Path) -> None:
         database.execute("update trial_heartbeats set heartbeat = datetime('now', '-1 hour')")
 
 
+def is_allowed(study: Study, sample: dict[str, Any]) -> bool:
+    try:
+        return within_budget(study.params, sample, 10)
+    except ValueError:
+        return False
+
+
 def outcomes(study: Study) -> list[str]:
     return [result.outcome for result in study.results()]
 
@@ -70,7 +77,7 @@ def test_samples_beyond_the_budget_do_not_become_trials(tmp_path: Path) -> None:
     space = distributions(study.params)
     samples = [optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(space).params
                for seed in range(20)]  # fmt: skip
-    assert not all(within_budget(study.params, sample, 10) for sample in samples)
+    assert not all(is_allowed(study, sample) for sample in samples)
     trials = [ask(study) for _ in range(10)]
     assert [trial.number for trial in trials] == list(range(10))
     assert all(trial.multiply_adds <= limit for trial in trials)
@@ -250,3 +257,18 @@ def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Pat
     message = f"search.study: there is no architecture in {root}/search.db; run `make search` first"
     assert str(caught.value) == message
     assert not root.exists()
+
+
+def test_a_value_that_no_trial_allows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^search: none of 1,000 samples is valid, most often because of .*warmup_epochs"
+    ):
+        Study(tmp_path, tiny_params(train={"warmup_epochs": 2.0, "epochs": 3}, search={"epochs": 2}), ("data", 10))
+
+
+def test_parameters_that_were_added_after_the_trials_are_not_shared(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    finish(study, ask(study), 0.5)
+    before = study.shared_parameters()
+    study.space = study.space | {"train.ema_decay": optuna.distributions.CategoricalDistribution([0.9, 0.95])}
+    assert study.shared_parameters() == before

@@ -10,10 +10,13 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, tiny_params, write_params
 from mlflow import MlflowClient
 from test_study import age_heartbeats
@@ -23,11 +26,12 @@ from cifar_resnet.data.dataset import Images
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import load_params, with_overrides
+from cifar_resnet.search import worker
 from cifar_resnet.search.results import apply_trial, pareto_front, queue_experiments
 from cifar_resnet.search.study import Study
 from cifar_resnet.search.train_trial import load_search_data, search_split
 from cifar_resnet.search.trial import TrialResult
-from cifar_resnet.search.worker import run_search
+from cifar_resnet.search.worker import run_search, worker_processes
 from cifar_resnet.tracking.client import EXPERIMENT, connect
 from cifar_resnet.tracking.search_runs import create_trial_run, find_or_create_search_run
 
@@ -291,3 +295,42 @@ def test_a_trial_has_the_same_number_of_images_of_every_class_also_of_unequal_cl
         assert np.bincount(train.labels).tolist() == [15, 15]
         assert np.bincount(validation.labels).tolist() == [per_class] * 2
         assert len(np.unique(np.concatenate([train.pixels, validation.pixels]), axis=0)) == 30 + 2 * per_class
+
+
+def test_workers_end_with_the_block_also_if_the_last_wait_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signals, waits = [], []
+
+    class Worker:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def wait(self) -> int:
+            waits.append(self)
+            if len(waits) == 1:
+                raise KeyboardInterrupt
+            return 0
+
+        def send_signal(self, number: int) -> None:
+            signals.append(number)
+
+    monkeypatch.setattr(subprocess, "Popen", Worker)
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(KeyboardInterrupt), worker_processes(tmp_path, 3, 1, 1.0):
+            pass
+    finally:
+        torch.set_num_threads(threads)
+    assert signals == [signal.SIGINT] * 2
+    assert len(waits) == 3
+
+
+def test_the_runs_of_failed_trials_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = TrialResult(7, "failed", None, 2, 1000, 5000, 3.0, OVERRIDES, "", None, "run")
+    study = SimpleNamespace(params=tiny_params(), ask=lambda _: "trial", results=lambda: [failed])
+    reporter, closed, calls = SimpleNamespace(deadline=time.monotonic() + 60, limit=1), set[str](), []
+    monkeypatch.setattr(worker, "end_run", lambda *arguments, **_: calls.append(arguments))
+    for _ in range(3):
+        worker.next_trial(Path(), study, reporter, Event(), closed)  # type: ignore[arg-type]
+    assert len(calls) == 1

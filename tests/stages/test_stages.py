@@ -20,6 +20,7 @@ from PIL import Image
 from cifar_resnet.data import cifar10
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError, run
+from cifar_resnet.files import write_json
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models.saved_model import load_model, save_model
@@ -337,6 +338,15 @@ def test_register_adds_a_missing_correct_mask_to_a_version(project: Path) -> Non
     assert read_evidence(client.get_model_version("cifar10-resnet", "1"))["test_correct"] == mask
     metrics = json.loads((project / "data/evaluation/metrics.json").read_text())
     assert decode_mask(mask).mean() == metrics["accuracy"]
+
+
+def test_an_evaluation_of_another_training_is_not_registered(project: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(project, tmp_path / "project"))
+    metrics = json.loads((root / "data/evaluation/metrics.json").read_text())
+    write_json(root / "data/evaluation/metrics.json", metrics | {"mlflow_run": "another"})
+    with pytest.raises(UserError, match="data/evaluation is of another training than data/model; run `dvc repro eval"):
+        stage("register").main(root)
+    assert len(connect(project).search_model_versions("name='cifar10-resnet'")) == 1
 
 
 def test_predict_writes_a_row_for_every_image(project: Path) -> None:

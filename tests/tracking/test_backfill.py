@@ -206,3 +206,29 @@ def test_a_run_that_mlflow_has_removed_for_good_is_added_again(root: Path) -> No
     assert set(after) == set(before)
     assert after[IDS["result"]]["info"]["run_id"] != copy
     assert after[IDS["result"]]["artifacts"] == before[IDS["result"]]["artifacts"]
+
+
+def test_an_evaluation_of_another_training_is_not_added(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After `dvc repro train`, data/evaluation is of the network before."""
+    metrics, trained = (root / backfill.METRICS).read_text(), "c" * 32
+    write_result(root, trained, 5, git_commit="")
+    (root / backfill.METRICS).write_text(metrics)
+    for path in backfill.REGISTER_INPUTS:
+        (root / path).touch()
+    backfill.backfill_runs(root)
+    runs = database_content(connect(root))
+    assert "test_accuracy" not in runs[trained]["data"][1]
+    assert runs[trained]["figures"] == []
+    assert runs[IDS["result"]]["data"][1]["test_accuracy"] == 0.3
+    advice = "run `dvc repro evaluate`, because data/evaluation is of another training, then `dvc repro --force"
+    assert advice in capsys.readouterr().out
+
+
+def test_test_results_that_only_the_commit_has_are_added(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(root / backfill.EVALUATION)
+    backfill.backfill_runs(root)
+    assert "HEAD: run " in (output := capsys.readouterr().out)
+    assert "added test results, figures" in output
+    assert database_content(connect(root))[IDS["result"]]["data"][1]["test_accuracy"] == 0.3
+    backfill.backfill_runs(root)
+    assert "backfill: 2 runs, 2 already complete" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from conftest import write_params
@@ -16,7 +17,7 @@ from cifar_resnet.errors import UserError
 from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.versions import download_version, find_version
 from cifar_resnet.tracking.client import EXPERIMENT, connect, create_run
-from cifar_resnet.tracking.location import ALLOWED_URIS, DRIVER_ADVICE, display_uri, local_database
+from cifar_resnet.tracking.location import ALLOWED_URIS, DRIVER_ADVICE, display_uri, local_database, unusable_error
 
 NAME = "cifar10-resnet"
 
@@ -200,6 +201,9 @@ def test_a_file_that_is_no_database_is_an_error_with_advice(tmp_path: Path) -> N
         ("sqlite:mlflow.db", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
         ("nonsense://x", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
         ("postgresql+pg8000://me:secret@127.0.0.1:9/x", DRIVER_ADVICE),
+        ("postgresql+pg8000://me:#secret@127.0.0.1:9/x", DRIVER_ADVICE),
+        ("postgresql+pg8000://me:/?secret@127.0.0.1:9/x", DRIVER_ADVICE),
+        ("postgresql+pg8000://127.0.0.1:9/x?user=me&password=secret", DRIVER_ADVICE),
     ],
 )
 def test_an_address_that_cannot_be_used_gets_the_advice_for_its_kind(
@@ -210,3 +214,11 @@ def test_an_address_that_cannot_be_used_gets_the_advice_for_its_kind(
         connect(tmp_path)
     assert str(raised.value).endswith(f"; {advice}")
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("password", ["secret", "secret#1", "secret/1", "secret?1", "secret%401"])
+def test_no_message_has_a_password(password: str) -> None:
+    uri = f"postgresql+psycopg2://me:{password}@db:5432/x"
+    assert display_uri(uri) == "postgresql+psycopg2://db:5432/x"
+    for text in (uri, f"login with {password}", f"login with {unquote(password)}", "out-of-date database schema"):
+        assert "secret" not in str(unusable_error(uri, OSError(text)))

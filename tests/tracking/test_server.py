@@ -1,6 +1,9 @@
 import socket
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -54,3 +57,20 @@ def test_the_addresses_of_a_server_are_printed_without_its_password(
         "MLflow is the server at https://mlflow.example.org/path/",
         f"runs: https://mlflow.example.org/path/#/experiments/{experiment_id(client)}/runs?{RUNS}",
     ]
+
+
+def test_the_server_on_this_machine_is_reached_without_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Healthy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setattr(server, "START_SECONDS", 1.0)
+    with HTTPServer(("127.0.0.1", 0), Healthy) as healthy:
+        Thread(target=healthy.handle_request, daemon=True).start()
+        process = SimpleNamespace(poll=lambda: None)
+        server.wait_until_healthy(f"http://127.0.0.1:{healthy.server_port}", process)  # type: ignore[arg-type]

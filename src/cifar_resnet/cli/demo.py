@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
-from contextlib import suppress
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
@@ -33,7 +33,17 @@ HINT = "Choose a picture: the answer appears here."
 
 
 def add_demo_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, metavar="N", help="default: the first free port from 7860")
+    parser.add_argument("--port", type=port_number, metavar="N", help="default: the first free port from 7860")
+
+
+def port_number(text: str) -> int:
+    """
+    Raises:
+        ArgumentTypeError: if it is not a port.
+    """
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ArgumentTypeError(f"{text}: a number from 1 to 65535 needed")
+    return int(text)
 
 
 def demo_command(root: Path, arguments: Namespace) -> int:
@@ -56,13 +66,21 @@ def load_models(root: Path) -> Models:
     from cifar_resnet.device import select_device
     from cifar_resnet.inference.model import Model
     from cifar_resnet.inference.uncertainty import read_reliability
-    from cifar_resnet.registry.load import find_model
+    from cifar_resnet.registry.load import ModelNotFoundError, find_model
 
-    models = {}
+    models, problems = {}, list[str]()
     for name in MODELS:
-        with suppress(UserError), find_model(root, name) as found:
-            model = Model(found.folder, select_device(), name=name, accuracy=found.accuracy)
-            models[str(replace(found, name=name))] = model, read_reliability(found.evaluation)
+        try:
+            with find_model(root, name) as found:
+                model = Model(found.folder, select_device(), name=name, accuracy=found.accuracy)
+                models[str(replace(found, name=name))] = model, read_reliability(found.evaluation)
+        except ModelNotFoundError:
+            continue
+        except UserError as error:
+            if str(error) not in problems:  # champion and challenger have the same
+                problems.append(str(error))
+    for problem in problems:
+        print(f"demo: {problem}", file=sys.stderr)
     if not models:
         raise UserError("no model found; run `make repro`")
     return models

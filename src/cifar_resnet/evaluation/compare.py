@@ -19,12 +19,13 @@ from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.models import saved_model
 from cifar_resnet.models.saved_model import CONFIG_FILE
+from cifar_resnet.versioning.provenance import is_of_another_training
 from cifar_resnet.versioning.revisions import WORKSPACE, Revision, dvc_md5, read_revision_file
 
 LOGITS = "data/evaluation/logits.npy"
 LABELS = "data/prepared/test_labels.npy"
 IMAGES = "data/prepared/test_images.npy"
-CONFIG = "data/model/model.json"
+CONFIG, METRICS = "data/model/model.json", "data/evaluation/metrics.json"
 MAX_IMAGES = 12  # lost images in the figure, and as many gained ones
 
 
@@ -52,8 +53,8 @@ def read_result(root: Path, revision: str) -> RevisionResult:
     """Read the results of a Git revision, a DVC experiment, the workspace, or the pretrained weights.
 
     Raises:
-        UserError: if there is no such revision, if neither DVC's cache nor its remote has the files, or if one of them
-            is damaged.
+        UserError: if there is no such revision, if neither DVC's cache nor its remote has the files, if one of them is
+            damaged, or if the evaluation is of another training than the model.
     """
     if revision == pretrained.NAME:
         config, predictions = (
@@ -61,7 +62,9 @@ def read_result(root: Path, revision: str) -> RevisionResult:
             pretrained.read_test_predictions(pretrained.FOLDER),
         )
         return RevisionResult(revision, *predictions, config["classes"], config["provenance"].get("test_data", ""))
-    config = load_file(root, revision, CONFIG, json.loads)
+    config, metrics = (load_file(root, revision, path, load_object) for path in (CONFIG, METRICS))
+    if is_of_another_training(metrics, config):
+        raise UserError(f"{revision}: {METRICS} is of another training than {CONFIG}; run `dvc repro evaluate`")
     logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_file(root, revision, LABELS, load_array).astype(np.int64)
@@ -81,6 +84,13 @@ def load_file(root: Path, revision: str, path: str, load: Callable[[bytes], Any]
         return load(read_revision_file(root, revision, path))
     except (ValueError, EOFError) as error:
         raise UserError(f"{revision}: {path} is damaged ({error}); `dvc repro evaluate` writes it again") from None
+
+
+def load_object(content: bytes) -> dict[str, Any]:
+    value = json.loads(content)
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
 
 
 def load_array(content: bytes) -> Any:

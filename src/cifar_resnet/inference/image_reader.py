@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -92,7 +93,7 @@ def expand_source(source: str, root: Path) -> list[Path]:
     """The path if it exists, otherwise the sorted matches of the glob, or the path itself without any match.
 
     A match in a folder that matches as well is left out: all of the folder is read. As in a shell, `*` does not match
-    hidden names.
+    hidden names; only a part of the pattern that starts with a dot does.
     """
     path = root / source
     if os.path.lexists(path) or not any(character in source for character in "*?["):
@@ -103,12 +104,15 @@ def expand_source(source: str, root: Path) -> list[Path]:
         matches = sorted(base.glob(str(pattern)))
     except ValueError:  # pathlib rejects the pattern
         return [path]
-    if not any(part.startswith(".") for part in pattern.parts):
-        matches = [
-            match for match in matches if not any(part.startswith(".") for part in match.relative_to(base).parts)
-        ]
+    dotted = ["..", *(part for part in pattern.parts if part.startswith("."))]
+    matches = [match for match in matches if not any(is_hidden(part, dotted) for part in match.relative_to(base).parts)]
     folders = {match for match in matches if match.is_dir()}
     return [match for match in matches if folders.isdisjoint(match.parents)] or [path]
+
+
+def is_hidden(name: str, dotted: list[str]) -> bool:
+    """Whether a name starts with a dot and none of the patterns that do so matches it."""
+    return name.startswith(".") and not any(fnmatchcase(name, pattern) for pattern in dotted)
 
 
 def printable(name: str) -> str:

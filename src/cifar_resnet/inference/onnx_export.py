@@ -10,7 +10,7 @@ import torch
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import atomic_write, file_hash
+from cifar_resnet.files import atomic_write, file_hash, read_json
 from cifar_resnet.inference.onnx_file import Metadata
 from cifar_resnet.inference.onnx_graph import build_graph
 from cifar_resnet.inference.onnx_quantize import quantize
@@ -22,7 +22,7 @@ from cifar_resnet.params.schema import ModelParams
 
 Precision = Literal["float32", "int8"]
 LICENSE = "MIT"
-TRAIN_IMAGES = "data/prepared/train_images.npy"
+TRAIN_IMAGES, STATISTICS = "data/prepared/train_images.npy", "data/prepared/statistics.json"
 NUM_CALIBRATION, NUM_COMPARED = 300, 200  # training images
 MAX_DIFFERENCE = 1e-3  # of a logit, in float32; typical logits are 1 to 10 and differ by 1e-5
 MIN_AGREEMENT = 0.9  # share of images to which int8 gives the same class
@@ -51,16 +51,20 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
     """Write the model in `folder` to the file `output`, atomically, after a comparison with torch.
 
     Args:
-        root: the project, whose training images calibrate int8 and are compared. Without them, float32 is compared on
-            noise.
+        root: the project, whose training images calibrate int8 and are compared. Without them, or if they are of
+            other classes, float32 is compared on noise.
 
     Raises:
-        UserError: if the model cannot be used, if int8 has no training images, or if the outputs differ too much.
+        UserError: if the model cannot be used, if int8 has no training images of the model's classes, or if the outputs
+            differ too much.
     """
     model, config = load_model(folder, torch.device("cpu"))
-    calibration, compared = read_train_images(root)
+    calibration, compared = read_train_images(root, config["classes"])
     if precision == "int8" and not len(calibration):
-        raise UserError(f"{TRAIN_IMAGES}: not found; int8 needs training images: `dvc repro preprocess` writes them")
+        raise UserError(
+            f"{TRAIN_IMAGES}: not found, or of other classes than the model; int8 needs training images: "
+            "`dvc repro preprocess` writes those of params.yaml"
+        )
     graph = build_graph(model, ModelParams(**config["architecture"]), fitted_temperature(config, augmented=False))
     graph = quantize(graph, calibration) if precision == "int8" else graph
     metadata = Metadata(
@@ -80,9 +84,10 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
     return comparison
 
 
-def read_train_images(root: Path) -> tuple[Pixels, Pixels]:
-    """Images for the calibration and others for the comparison; without training images, none and noise."""
-    if not (root / TRAIN_IMAGES).is_file():
+def read_train_images(root: Path, classes: list[str]) -> tuple[Pixels, Pixels]:
+    """Images for the calibration and others for the comparison; without images of these classes, none and noise."""
+    is_other_data = (root / STATISTICS).exists() and read_json(root / STATISTICS)["classes"] != classes
+    if is_other_data or not (root / TRAIN_IMAGES).is_file():
         noise = np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3, 32, 32), np.uint8)
         return noise[:0], noise
     pixels = np.load(root / TRAIN_IMAGES, mmap_mode="r", allow_pickle=False)[: NUM_CALIBRATION + NUM_COMPARED]

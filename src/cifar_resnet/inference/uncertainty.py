@@ -21,7 +21,7 @@ class Reliability:
 
     Attributes:
         bins: the rows of reliability.csv; empty without an evaluation.
-        familiarity_threshold: of metrics.json; None without an evaluation, and in early ones.
+        familiarity_threshold: of metrics.json; None without an evaluation, in early ones, and with few held-out images.
     """
 
     bins: list[dict[str, float]]

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.params.schema import (
@@ -127,9 +128,22 @@ def with_overrides(params: Params, overrides: dict[str, Any]) -> Params:
     return Params.model_validate(sections)
 
 
+def describe_mistake(error: ValueError) -> str:
+    """The first mistake that `with_overrides` found, as one line."""
+    return _error_line("params.yaml", error.errors()[0]) if isinstance(error, ValidationError) else str(error)
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as null, not as an empty value."""
+
+
+_Representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
+
+
 def replace_values(text: str, overrides: dict[str, Any]) -> str:
-    """The text of a params.yaml with other values; comments and layout stay."""
+    """The text of a params.yaml with other values; comments stay, and so does the layout, but for indented lists."""
     yaml = YAML()
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 1_000_000
     document = yaml.load(text)

@@ -27,6 +27,10 @@ MODEL = "data/model"
 URI_SCHEMES = ("models:/", "runs:/")
 
 
+class ModelNotFoundError(UserError):
+    """The name is neither a path nor in MLflow."""
+
+
 @dataclass(frozen=True)
 class NamedModel:
     """A model that a user can name.
@@ -77,7 +81,8 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
     A downloaded model is deleted when the block ends.
 
     Raises:
-        UserError: if the model does not exist.
+        ModelNotFoundError: if there is no such model.
+        UserError: if it cannot be used.
     """
     with ExitStack() as stack:
         if requested is None:
@@ -89,7 +94,7 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
         elif (registered := find_registered(root, requested, stack)) is not None:
             yield registered
         else:
-            raise UserError(
+            raise ModelNotFoundError(
                 f"model {requested} not found: neither a path nor pretrained, the champion, a version or a run in "
                 "MLflow; `cifar-resnet registry list` lists the versions"
             )

@@ -1,5 +1,6 @@
 """The search space: one of Optuna's samplers chooses configurations from search.space, all within the budget."""
 
+from collections import Counter
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,7 @@ from optuna.trial import FrozenTrial
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.models import resnet
-from cifar_resnet.params.file import Params, flatten, with_overrides
+from cifar_resnet.params.file import Params, describe_mistake, flatten, with_overrides
 from cifar_resnet.params.schema import PER_LAYER, ModelParams
 from cifar_resnet.params.search_schema import Range
 from cifar_resnet.training.initial_weights import RANDOM
@@ -44,12 +45,13 @@ class BudgetSampler(BaseSampler):
     ) -> dict[str, Any]:
         """
         Raises:
-            UserError: if no sample is within the budget.
+            UserError: if no sample is valid and within the budget.
         """
         search = self.params.search
         seed = int(np.random.SeedSequence([search.seed, trial.number]).generate_state(1)[0])
         sampler, random_sampler = _create_sampler(search.sampler, seed), RandomSampler(seed)
         variable = {name: distribution for name, distribution in search_space.items() if not distribution.single()}
+        num_valid, problems = 0, Counter[str]()
         for _ in range(MAX_SAMPLES):
             relative = sampler.sample_relative(study, trial, variable)
             sample = {
@@ -58,8 +60,15 @@ class BudgetSampler(BaseSampler):
                 else random_sampler.sample_independent(study, trial, name, distribution)
                 for name, distribution in search_space.items()
             }
-            if within_budget(self.params, sample, self.num_classes):
-                return sample
+            try:
+                if within_budget(self.params, sample, self.num_classes):
+                    return sample
+                num_valid += 1
+            except ValueError as error:
+                problems[describe_mistake(error)] += 1
+        if num_valid == 0:
+            ((problem, _),) = problems.most_common(1)
+            raise UserError(f"search: none of {MAX_SAMPLES:,} samples is valid, most often because of {problem}")
         limit = "null" if search.max_multiply_adds is None else f"{search.max_multiply_adds:,}"
         raise UserError(
             f"search.space: none of {MAX_SAMPLES:,} samples is within model.max_parameters "
@@ -136,13 +145,14 @@ def _model_size(model: str, num_classes: int) -> tuple[int, int]:
 
 
 def within_budget(params: Params, sample: dict[str, Any], num_classes: int) -> bool:
-    """Whether the sampled network is within the budget and valid, both as a trial and trained in full."""
+    """Whether the sampled network is within the budget.
+
+    Raises:
+        ValueError: if the values are not allowed as a trial or trained in full.
+    """
     overrides = to_overrides(params, sample)
-    try:
-        with_overrides(params, overrides)
-        model = trial_params(params, overrides).model
-    except ValueError:
-        return False
+    with_overrides(params, overrides)
+    model = trial_params(params, overrides).model
     parameters, multiply_adds = model_size(model, num_classes)
     limit = params.search.max_multiply_adds
     return parameters <= params.model.max_parameters and (limit is None or multiply_adds <= limit)

@@ -266,10 +266,11 @@ class Study:
         """Names of the parameters that every finished trial uses.
 
         The values sampled for layers that a network does not have are without effect, so the parameters of layers that
-        some finished trials do not have are skipped.
+        some finished trials do not have are skipped. So are those that were added to search.space after the trials.
         """
         finished = self.optuna_study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         default = len(self.params.model.channels)
         fewest = min(trial.params.get("model.layers", default) for trial in finished)
-        layers = {name: name.rpartition(".")[2] for name in self.space}
+        sampled = (name for name in self.space if all(name in trial.params for trial in finished))
+        layers = {name: name.rpartition(".")[2] for name in sampled}
         return [name for name, layer in layers.items() if not layer.isdecimal() or int(layer) < fewest]

@@ -49,13 +49,13 @@ def run_trials(root: Path, study: Study, data: SearchData, *, limit: int, minute
     search_run = open_search_run(root, study)
     if search_run:
         end_run(root, search_run, "RUNNING")
-    deadline = time.monotonic() + 60 * minutes
+    deadline, closed_runs = time.monotonic() + 60 * minutes, set[str]()
     with stop_on_signal() as stop_event, progress_bar("search", limit) as bar:
         reporter = ProgressReporter(study, bar, limit, deadline)
         if reporter.done:
             bar.print(f"search: continues after {reporter.summary(study.results())}")
         try:
-            while (trial := next_trial(root, study, reporter, stop_event)) is not None:
+            while (trial := next_trial(root, study, reporter, stop_event, closed_runs)) is not None:
                 try:
                     run_trial(root, study, trial, data, reporter, stop_event, search_run)
                 except TakenOverError:
@@ -85,25 +85,28 @@ def open_search_run(root: Path, study: Study) -> str | None:
     return run_id
 
 
-def next_trial(root: Path, study: Study, reporter: ProgressReporter, stop_event: Event) -> SearchTrial | None:
+def next_trial(
+    root: Path, study: Study, reporter: ProgressReporter, stop_event: Event, closed_runs: set[str]
+) -> SearchTrial | None:
     """The next trial, None if all trials have ended or the time is over.
 
-    Waits while other workers train the last trials, because a trial of a worker that dies is queued again.
+    Waits while other workers train the last trials, because a trial of a worker that dies is queued again. The MLflow
+    runs of failed and killed trials are ended and added to `closed_runs`, once for each worker.
     """
-    closed, is_tracked = set[str](), study.params.tracking.enabled
+    is_tracked = study.params.tracking.enabled
     while time.monotonic() < reporter.deadline:
         if stop_event.is_set():
             raise KeyboardInterrupt("run the same command to continue")
         trial = study.ask(reporter.limit)
         results = study.results()
         for result in results:
-            if not is_tracked or result.mlflow_run is None or result.mlflow_run in closed:
+            if not is_tracked or result.mlflow_run is None or result.mlflow_run in closed_runs:
                 continue
             if result.outcome in {"killed", "failed"}:
                 # a worker killed between run.end and study.tell leaves a finished run of a trial that is queued again
                 statuses = ("RUNNING", "FINISHED") if result.outcome == "killed" else ("RUNNING",)
                 end_run(root, result.mlflow_run, "KILLED", only_from=statuses)
-                closed.add(result.mlflow_run)
+                closed_runs.add(result.mlflow_run)
         if trial is not None or not any(result.outcome == "running" for result in results):
             return trial
         reporter.refresh()
@@ -125,20 +128,20 @@ def worker_processes(root: Path, count: int, limit: int, minutes: float) -> Iter
     threads = max(1, torch.get_num_threads() // count)
     command = [sys.executable, "-m", "cifar_resnet", "search", "run", f"--trials={limit}", f"--minutes={minutes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    processes = []
-    for number in range(2, count + 1):
-        (root / SCRATCH).mkdir(parents=True, exist_ok=True)
-        with (root / SCRATCH / f"search-worker-{number}.log").open("w") as log:
-            processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log))
-    torch.set_num_threads(threads)
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for number in range(2, count + 1):
+            (root / SCRATCH).mkdir(parents=True, exist_ok=True)
+            with (root / SCRATCH / f"search-worker-{number}.log").open("w") as log:
+                processes.append(subprocess.Popen(command, cwd=root, env=environment, stdout=log, stderr=log))
+        torch.set_num_threads(threads)
         yield
+        for number, process in enumerate(processes, start=2):
+            if process.wait():
+                print(f"search: worker {number} failed, see {SCRATCH}/search-worker-{number}.log", file=sys.stderr)
     except BaseException:
         for process in processes:
             process.send_signal(signal.SIGINT)
         for process in processes:
             process.wait()
         raise
-    for number, process in enumerate(processes, start=2):
-        if process.wait():
-            print(f"search: worker {number} failed, see {SCRATCH}/search-worker-{number}.log", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Backfill: adds missing runs to MLflow from DVC's files, for the workspace, HEAD and every experiment."""
 
+import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -14,20 +15,27 @@ from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, 
 from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
 from cifar_resnet.training.history import EpochRecord, read_history
 from cifar_resnet.versioning import revisions
-from cifar_resnet.versioning.provenance import last_commit_of, reproduce_command, run_name, with_experiment
+from cifar_resnet.versioning.provenance import (
+    is_of_another_training,
+    last_commit_of,
+    reproduce_command,
+    run_name,
+    with_experiment,
+)
 from cifar_resnet.versioning.revisions import Revision
 
 CONFIG, HISTORY, WEIGHTS = "data/model/model.json", "data/model/history.csv", "data/model/model.safetensors"
 STATISTICS = "data/prepared/statistics.json"
 EVALUATION = "data/evaluation"
+METRICS = f"{EVALUATION}/metrics.json"
 COMPLETE = "complete"
-REGISTER_INPUTS = (CONFIG, WEIGHTS, f"{EVALUATION}/metrics.json", f"{EVALUATION}/predictions.csv")
-FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, f"{EVALUATION}/metrics.json", f"{EVALUATION}/**/*.png")
+REGISTER_INPUTS = (CONFIG, WEIGHTS, METRICS, f"{EVALUATION}/predictions.csv")
+FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, METRICS, f"{EVALUATION}/**/*.png")
 
 
 def backfill_runs(root: Path) -> None:
     """Add the missing runs to MLflow, complete the incomplete ones, and print a line for each revision."""
-    client, results = connect(root), dict[str, str]()
+    client, results, evaluated = connect(root), dict[str, str](), set[str]()
     with registry_lock(client, root), require_mlflow(client):
         for revision in revisions.list_revisions(root):
             with tempfile.TemporaryDirectory() as name:
@@ -35,20 +43,36 @@ def backfill_runs(root: Path) -> None:
                 if not all((Path(name) / path).exists() for path in (CONFIG, HISTORY)):
                     print(f"{revision.name}: no trained model")
                     continue
+                delete_foreign_evaluation(Path(name))
                 original = read_provenance(Path(name))["mlflow_run"]
-                if original not in results:
-                    results[original] = backfill_run(client, root, revision, Path(name), original)
-                    print(f"{revision.name}: {results[original]}")
+                has_evaluation = (Path(name) / METRICS).exists()
+                if original in results and (original in evaluated or not has_evaluation):
+                    continue
+                if has_evaluation:
+                    evaluated.add(original)
+                result = backfill_run(client, root, revision, Path(name), original)
+                if result != COMPLETE or original not in results:
+                    results[original] = result
+                    print(f"{revision.name}: {result}")
     num_complete = sum(result == COMPLETE for result in results.values())
     print(f"backfill: {len(results)} runs, {num_complete} already complete")
     if num_complete < len(results):
         print(f"backfill: {registry_advice(root)}")
 
 
+def delete_foreign_evaluation(folder: Path) -> None:
+    """Delete an evaluation of another training, for example after `dvc repro train` alone."""
+    if (folder / METRICS).exists() and is_of_another_training(read_json(folder / METRICS), read_json(folder / CONFIG)):
+        shutil.rmtree(folder / EVALUATION)
+
+
 def registry_advice(root: Path) -> str:
     """The commands that restore a lost registry."""
     missing = [path for path in REGISTER_INPUTS if not (root / path).exists()]
-    first = f"`dvc repro evaluate`, because {', '.join(missing)} is missing, then " if missing else ""
+    reason = f"{', '.join(missing)} is missing" if missing else ""
+    if not missing and is_of_another_training(read_json(root / METRICS), read_json(root / CONFIG)):
+        reason = f"{EVALUATION} is of another training"
+    first = f"`dvc repro evaluate`, because {reason}, then " if reason else ""
     return f"to restore a lost registry as well, run {first}`dvc repro --force --single-item register`"
 
 
@@ -109,7 +133,7 @@ def write_run(run: Run, root: Path, revision: Revision, folder: Path, history: l
     commit = last_commit_of(root, CONFIG, revision.commit)  # later commits did not take part in the training
     run.log_training_summary(history, reproduce_command(root, provenance, text, commit))
     run.set_tags({"train_data": provenance["train_data"], "model": revisions.dvc_md5(root, revision, WEIGHTS)})
-    if (folder / EVALUATION / "metrics.json").exists():
+    if (folder / METRICS).exists():
         run.log_evaluation(folder / EVALUATION)
 
 

@@ -1,13 +1,14 @@
 """Where MLflow's runs and files are: the tracking URI, a local database file, and the folder of artifacts."""
 
+import itertools
 import logging
 import os
 import platform
 import shlex
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import mlflow
 import sqlalchemy
@@ -99,26 +100,46 @@ def prepare_connection(uri: str) -> None:
 
 
 def display_uri(uri: str) -> str:
-    """The path of a local database, or the URI without user and password."""
+    """The path of a local database, or the URI without user, password and options, which can be secrets."""
     if uri.startswith("sqlite"):
         return str(local_database(uri) or uri)
+    if is_database(uri):
+        try:  # SQLAlchemy accepts passwords with #, / and ?, which end the host for urlsplit
+            url = sqlalchemy.make_url(uri)
+        except sqlalchemy.exc.ArgumentError:
+            return f"{get_uri_scheme(uri)}://..."
+        return str(sqlalchemy.URL.create(url.drivername, host=url.host, port=url.port, database=url.database))
     parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+
+
+def without_secrets(text: str, uri: str) -> str:
+    """The text without the user and the passwords of the URI."""
+    user, _, _ = urlsplit(uri).netloc.rpartition("@")
+    text = text.replace(uri, display_uri(uri))
+    text = text.replace(f"{user}@", "") if user else text
+    with suppress(sqlalchemy.exc.ArgumentError):
+        url = sqlalchemy.make_url(uri)
+        options = [value for name, value in url.normalized_query.items() if "pass" in name]
+        for secret in filter(None, [url.password, *itertools.chain(*options)]):
+            for form in (quote(secret, safe=""), secret):
+                text = text.replace(form, "***")
+    return text
 
 
 def connection_error(uri: str, error: Exception) -> str:
     """The error as one line, without a password that the URI may contain."""
-    user, _, _ = urlsplit(uri).netloc.rpartition("@")
-    message = str(error).replace(f"{user}@", "") if user else str(error)
+    message = without_secrets(str(error), uri)
     return f"MLflow at {display_uri(uri)} cannot be used ({' '.join(message.split())[:200]})"
 
 
 def unusable_error(uri: str, error: Exception) -> UserError:
     """The error of a database or server that cannot be opened, with advice."""
     if "out-of-date database schema" in str(error):
+        address = shlex.quote(uri) if local_database(uri) else '"$MLFLOW_TRACKING_URI"'  # it can contain a password
         return UserError(
             f"MLflow at {display_uri(uri)} was created by another version of MLflow; copy the database, then run "
-            f"`mlflow db upgrade {shlex.quote(uri)}`; if that fails, install the newer MLflow that created it"
+            f"`mlflow db upgrade {address}`; if that fails, install the newer MLflow that created it"
         )
     if isinstance(error, ModuleNotFoundError) and get_uri_scheme(uri) == "postgresql":
         advice = DRIVER_ADVICE

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from cifar_resnet.files import file_hash
 from cifar_resnet.params.file import Params, flatten, params_summary, raw_sections
@@ -36,6 +37,15 @@ def describe_training(root: Path, params: Params) -> TrainingSource:
     tags, text = provenance_tags(root), (root / "params.yaml").read_text(encoding="utf-8")
     changes = run_name(root, text) or params_summary(params)
     return TrainingSource(with_experiment(changes, tags), tags, reproduce_command(root, tags, text))
+
+
+def is_of_another_training(metrics: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether metrics.json and model.json name different trainings; early versions name none.
+
+    It happens between train and evaluate, for example after `dvc repro train`.
+    """
+    evaluated, trained = metrics.get("mlflow_run"), config.get("provenance", {}).get("mlflow_run")
+    return evaluated is not None and trained is not None and evaluated != trained
 
 
 def provenance_tags(root: Path) -> dict[str, str]:
