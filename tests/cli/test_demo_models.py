@@ -41,6 +41,8 @@ def test_a_registry_that_cannot_be_read_is_reported_once_and_the_other_models_ar
     shipped_pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_params(tmp_path)
+    (tmp_path / "data/model").mkdir(parents=True)
+    (tmp_path / "data/model/model.json").write_text("{}")  # as in a fresh clone
     assert [model.name for model, _ in load_models(tmp_path).values()] == ["pretrained"]
     assert capsys.readouterr().err == ""
     (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)

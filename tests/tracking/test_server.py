@@ -68,6 +68,8 @@ def test_the_server_on_this_machine_is_reached_without_the_proxy(monkeypatch: py
         def log_message(self, *_: object) -> None:
             pass
 
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setattr(server, "START_SECONDS", 1.0)
     with HTTPServer(("127.0.0.1", 0), Healthy) as healthy:

@@ -62,14 +62,23 @@ def demo_command(root: Path, arguments: Namespace) -> int:
 
 
 def load_models(root: Path) -> Models:
-    """The models of MODELS that exist: by their description, each model and what is known about its predictions."""
+    """The models of MODELS that exist: by their description, each model and what is known about its predictions.
+
+    Models that cannot be used are reported on stderr.
+
+    Raises:
+        UserError: if there is no model.
+    """
     from cifar_resnet.device import select_device
+    from cifar_resnet.inference.backend import WEIGHTS_FILE
     from cifar_resnet.inference.model import Model
     from cifar_resnet.inference.uncertainty import read_reliability
-    from cifar_resnet.registry.load import ModelNotFoundError, find_model
+    from cifar_resnet.registry.load import MODEL, ModelNotFoundError, find_model
 
     models, problems = {}, list[str]()
     for name in MODELS:
+        if name == MODEL and not (root / MODEL / WEIGHTS_FILE).exists():
+            continue  # Git has only its model.json
         try:
             with find_model(root, name) as found:
                 model = Model(found.folder, select_device(), name=name, accuracy=found.accuracy)

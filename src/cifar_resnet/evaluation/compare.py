@@ -62,8 +62,8 @@ def read_result(root: Path, revision: str) -> RevisionResult:
             pretrained.read_test_predictions(pretrained.FOLDER),
         )
         return RevisionResult(revision, *predictions, config["classes"], config["provenance"].get("test_data", ""))
-    config, metrics = (load_file(root, revision, path, load_object) for path in (CONFIG, METRICS))
-    if is_of_another_training(metrics, config):
+    config, evaluation = (load_file(root, revision, path, load_object) for path in (CONFIG, METRICS))
+    if is_of_another_training(evaluation, config):
         raise UserError(f"{revision}: {METRICS} is of another training than {CONFIG}; run `dvc repro evaluate`")
     logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -112,7 +112,7 @@ def expand_source(source: str, root: Path) -> list[Path]:
 
 def is_hidden(name: str, dotted: list[str]) -> bool:
     """Whether a name starts with a dot and none of the patterns that do so matches it."""
-    return name.startswith(".") and not any(fnmatchcase(name, pattern) for pattern in dotted)
+    return name.startswith(".") and not any(fnmatch(name, pattern) for pattern in dotted)
 
 
 def printable(name: str) -> str:

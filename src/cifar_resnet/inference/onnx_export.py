@@ -84,10 +84,21 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
     return comparison
 
 
+def classes_of_data(root: Path) -> list[str] | None:
+    """
+    Raises:
+        UserError: if statistics.json is damaged.
+    """
+    try:
+        classes: list[str] | None = read_json(root / STATISTICS)["classes"] if (root / STATISTICS).exists() else None
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{STATISTICS} is damaged ({error}); `dvc repro preprocess` writes it again") from None
+    return classes
+
+
 def read_train_images(root: Path, classes: list[str]) -> tuple[Pixels, Pixels]:
     """Images for the calibration and others for the comparison; without images of these classes, none and noise."""
-    is_other_data = (root / STATISTICS).exists() and read_json(root / STATISTICS)["classes"] != classes
-    if is_other_data or not (root / TRAIN_IMAGES).is_file():
+    if not (root / TRAIN_IMAGES).is_file() or classes_of_data(root) not in (classes, None):
         noise = np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3, 32, 32), np.uint8)
         return noise[:0], noise
     pixels = np.load(root / TRAIN_IMAGES, mmap_mode="r", allow_pickle=False)[: NUM_CALIBRATION + NUM_COMPARED]

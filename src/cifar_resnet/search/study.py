@@ -32,7 +32,7 @@ from cifar_resnet.search.space import (
     trial_params,
 )
 from cifar_resnet.search.trial import SearchTrial, TrialResult, retry_trial, trial_outcome, trial_result
-from cifar_resnet.tracking.location import DRIVER_ADVICE, display_uri, project_home
+from cifar_resnet.tracking.location import DRIVER_ADVICE, display_uri, project_home, without_secrets
 
 IDENTITY_KEY = "made_with"
 SERVER_OPTIONS: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
@@ -114,9 +114,10 @@ class Study:
             raise self._storage_error(error, "fix this and run the same command again") from None
 
     def _storage_error(self, error: Exception, advice: str) -> UserError:
-        message = " ".join(str(error.__cause__ or error).split())
-        message = message.replace(self.url.password or self._address, "***")[:200]
-        return UserError(f"search.storage: {self._address} cannot be used ({message}); {advice}")
+        message = without_secrets(str(error.__cause__ or error), self.url.render_as_string(hide_password=False))
+        return UserError(
+            f"search.storage: {self._address} cannot be used ({' '.join(message.split())[:200]}); {advice}"
+        )
 
     @property
     def _can_lock(self) -> bool:

@@ -66,9 +66,17 @@ def local_database(uri: str) -> Path | None:
     return Path(name) if name and not name.startswith(("file:", ":memory:")) else None
 
 
+def uri_scheme(uri: str) -> str:
+    """As MLflow reads it, for example postgresql for postgresql+psycopg2."""
+    try:
+        return str(get_uri_scheme(uri))
+    except ValueError:  # a bracket in the password
+        return uri.partition(":")[0]
+
+
 def is_database(uri: str) -> bool:
     """Whether MLflow opens a database itself, without a server of MLflow."""
-    return get_uri_scheme(uri) in DATABASE_ENGINES
+    return uri_scheme(uri) in DATABASE_ENGINES
 
 
 def set_tracking_uri(uri: str) -> None:
@@ -103,27 +111,31 @@ def display_uri(uri: str) -> str:
     """The path of a local database, or the URI without user, password and options, which can be secrets."""
     if uri.startswith("sqlite"):
         return str(local_database(uri) or uri)
-    if is_database(uri):
-        try:  # SQLAlchemy accepts passwords with #, / and ?, which end the host for urlsplit
+    with suppress(ValueError, sqlalchemy.exc.ArgumentError):  # for example a port that is not a number
+        if not is_database(uri):
+            parts = urlsplit(uri)
+            return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        if uri.count("@") < 2:  # otherwise SQLAlchemy takes a part of the password for the host
             url = sqlalchemy.make_url(uri)
-        except sqlalchemy.exc.ArgumentError:
-            return f"{get_uri_scheme(uri)}://..."
-        return str(sqlalchemy.URL.create(url.drivername, host=url.host, port=url.port, database=url.database))
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+            return str(sqlalchemy.URL.create(url.drivername, host=url.host, port=url.port, database=url.database))
+    return f"{uri.partition(':')[0]}://..."
 
 
 def without_secrets(text: str, uri: str) -> str:
     """The text without the user and the passwords of the URI."""
-    user, _, _ = urlsplit(uri).netloc.rpartition("@")
-    text = text.replace(uri, display_uri(uri))
-    text = text.replace(f"{user}@", "") if user else text
-    with suppress(sqlalchemy.exc.ArgumentError):
+    text, secrets = text.replace(uri, display_uri(uri)), list[str]()
+    with suppress(ValueError):
+        user, _, _ = urlsplit(uri).netloc.rpartition("@")
+        secrets.append(user.partition(":")[2])
+        for part in filter(None, (user, user.rpartition("@")[2])):  # a password with an @ ends in the host for drivers
+            text = text.replace(f"{part}@", "")
+    with suppress(ValueError, sqlalchemy.exc.ArgumentError):
         url = sqlalchemy.make_url(uri)
-        options = [value for name, value in url.normalized_query.items() if "pass" in name]
-        for secret in filter(None, [url.password, *itertools.chain(*options)]):
-            for form in (quote(secret, safe=""), secret):
-                text = text.replace(form, "***")
+        secrets.append(url.password or "")
+        secrets += itertools.chain(*(value for name, value in url.normalized_query.items() if "pass" in name))
+    for secret in filter(None, secrets):
+        for form in (quote(secret, safe=""), secret):
+            text = text.replace(form, "***")
     return text
 
 
@@ -141,11 +153,11 @@ def unusable_error(uri: str, error: Exception) -> UserError:
             f"MLflow at {display_uri(uri)} was created by another version of MLflow; copy the database, then run "
             f"`mlflow db upgrade {address}`; if that fails, install the newer MLflow that created it"
         )
-    if isinstance(error, ModuleNotFoundError) and get_uri_scheme(uri) == "postgresql":
+    if isinstance(error, ModuleNotFoundError) and uri_scheme(uri) == "postgresql":
         advice = DRIVER_ADVICE
     elif local_database(uri) is not None:
         advice = "make the file readable and writable, or move it away: `make mlflow-backfill` fills a new one"
-    elif (is_database(uri) and "://" in uri) or get_uri_scheme(uri) in ("http", "https"):
+    elif (is_database(uri) and "://" in uri) or uri_scheme(uri) in ("http", "https"):
         advice = "start it or unset MLFLOW_TRACKING_URI"
     else:
         advice = f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"
