@@ -14,9 +14,9 @@ from cifar_resnet.evaluation.metrics import wilson_interval
 from cifar_resnet.evaluation.plots import BLUE, RED
 
 RESULTS, RESEARCH = (Path(__file__).parent / name for name in ("results", "research"))
-GREEN, PURPLE = "#009E73", "#CC79A7"  # Okabe and Ito's bluish green and reddish purple
+GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"  # Okabe and Ito's bluish green, reddish purple and orange
 GREY = "#7d8590"
-COLOURS = {"default": BLUE, "wide": GREEN, "small": PURPLE, "record": RED}
+COLOURS = {"default": BLUE, "wide": GREEN, "small": PURPLE, "robust": ORANGE, "record": RED}
 NUM_VALIDATION = 10_000  # images
 UNCHANGED = "nothing"  # in the column `changed` of ablations.csv
 Row = dict[str, str]

@@ -15,7 +15,7 @@ from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation.significance import mcnemar_test
 
-DOCS, EVALUATION = ROOT / "docs", ROOT / "data/evaluation"
+DOCS, EVALUATION, PRETRAINED = ROOT / "docs", ROOT / "data/evaluation", ROOT / "src/cifar_resnet/pretrained"
 RESULTS, RESEARCH = ((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "research.md"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAININGS = rows(DOCS / "results/trainings.csv")
@@ -25,6 +25,7 @@ PRESETS = {  # the name in the tables, and its trainings
     "default, no noise, AVX2": ("default, no noise", "13", "AVX2"),
     "wide": ("wide", "26", "AVX512-bf16"),
     "small": ("small", "120", "AVX512-bf16"),
+    "robust": ("robust", "28", "AVX512-bf16"),
     "record": ("record", "50", "AVX512-bf16"),
 }
 
@@ -94,7 +95,7 @@ def test_the_tables_of_presets_are_means_over_the_trainings(preset: str) -> None
     minutes = mean(float(row["minutes"]) for row in timed)
     count, parameters = str(len(trainings)), f"{int(trainings[0]['parameters']):,}"
     cells = [*(with_spread(values) for values in accuracies), count, parameters, f"{minutes:.0f} min"]
-    name = f"[{preset}](../presets/{preset}.yaml)" if preset in ("wide", "small", "record") else preset
+    name = f"[{preset}](../presets/{preset}.yaml)" if preset in ("wide", "small", "robust", "record") else preset
     assert_rows(RESULTS, [[name, *cells]])
     cost = next(line for line in RESULTS.splitlines() if line.startswith(f"| {preset} |") and line.endswith("GB |"))
     assert cost.split(" | ")[2] == f"{mean(script('figures').pf_equivalents(row) for row in timed):.2f}"
@@ -164,7 +165,7 @@ def test_predictions_that_cannot_be_compared_are_an_error(tmp_path: Path) -> Non
 
 def test_readme_quotes_the_trainings_of_the_presets() -> None:
     lines = []
-    for name, preset in (("default", "default"), ("`small`", "small"), ("`record`", "record")):
+    for name, preset in (("default", "default"), *((f"`{name}`", name) for name in ("small", "robust", "record"))):
         trainings = trainings_of(preset)
         columns = ([float(row[column]) for row in trainings] for column in ("test_accuracy", "test_accuracy_tta"))
         minutes = mean(float(row["minutes"]) for row in trainings if row["minutes"])
@@ -182,4 +183,6 @@ def test_readme_quotes_the_accuracy_under_corruption() -> None:
         f"noise and {worst['contrast']} with low contrast."
     )
     assert sentence in " ".join(README.split())
-    assert f"the default is right on {percent(metrics['mean_corruption_accuracy'], 1)} of the images" in README
+    shipped = json.loads((PRETRAINED / "metrics.json").read_text())
+    default, robust = (percent(values["mean_corruption_accuracy"], 1) for values in (metrics, shipped))
+    assert f"`robust` is right on {robust} of the images, the default on {default}" in " ".join(README.split())
