@@ -111,7 +111,8 @@ def plot_cost() -> Figure:
             plot_training(axes, pf_equivalents(row), row)
         cost, error, epochs = pf_equivalents(group[0]), 1 - float(group[0]["test_accuracy"]), group[0]["epochs"]
         if not any(epochs == text and abs(x / cost - 1) < 0.1 and abs(y - error) < 0.001 for x, y, text in labels):
-            axes.annotate(epochs, (cost, error), xytext=(5, 3), textcoords="offset points", fontsize=8)
+            offset = (-16, -3) if family_of(group[0]) == "robust" else (5, 3)  # to the left of its neighbours
+            axes.annotate(epochs, (cost, error), xytext=offset, textcoords="offset points", fontsize=8)
             labels.append((cost, error, epochs))
     for family, colour in COLOURS.items():
         axes.plot([], [], "o", color=colour, label=f"{family} and its earlier versions")
@@ -120,7 +121,7 @@ def plot_cost() -> Figure:
     axes.set(
         xscale="log",
         xlim=(0.4, 7),
-        ylim=(0.033, 0.067),
+        ylim=(0.033, 0.07),
         title="Test error against training cost (beside the points: epochs)",
     )
     axes.set(xlabel="training cost (PF-equivalents)", ylabel="test error")

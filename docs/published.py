@@ -1,6 +1,6 @@
 """Compare networks of this project with published ones on the same test images; writes docs/results/published.csv.
 
-    python docs/published.py published.npz default=data/evaluation/predictions.csv
+    python docs/published.py published.npz default=data/evaluation/predictions.csv robust=robust.csv
     python docs/figures.py && python docs/tables.py
 
 `published.npz` is not in the repository. It has an array of predicted classes, uint8 (10000,), for each of 30 networks
