@@ -93,7 +93,8 @@ def test_a_closed_stdout_or_stderr_changes_nothing_else(photos: Path, model_path
 
 
 def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
-    code = "import os, signal, sys; sys.argv[0] = 'stages/train.py'; import cifar_resnet.environment_variables"
+    code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in background
+    code += "; sys.argv[0] = 'stages/train.py'; import cifar_resnet.environment_variables"
     command = [sys.executable, "-c", f"{code}; os.kill(os.getpid(), signal.SIGINT)"]
     expected = (-signal.SIGINT, "", "train: interrupted; run the same command again\n")
     assert run(tmp_path, command, PYTHONPATH=str(ROOT / "src")) == expected
