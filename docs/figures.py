@@ -115,7 +115,9 @@ def plot_cost() -> Figure:
             axes.annotate(epochs, (cost, error), xytext=offset, textcoords="offset points", fontsize=8)
             labels.append((cost, error, epochs))
     for family, colour in COLOURS.items():
-        axes.plot([], [], "o", color=colour, label=f"{family} and its earlier versions")
+        has_versions = len({(row["recipe"], row["epochs"]) for row in rows if family_of(row) == family}) > 1
+        label = f"{family} and its earlier versions" if has_versions else family
+        axes.plot([], [], "o", color=colour, label=label)
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="with test-time augmentation")
     axes.axhline(0.04, color="grey", linestyle="--", linewidth=1, label="goal: 96 % without test-time augmentation")
     axes.set(

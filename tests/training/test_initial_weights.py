@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_images, tiny_params
+from conftest import ROOT, tiny_images, tiny_params
 
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
 from cifar_resnet.models.saved_model import load_model, model_config, save_model
+from cifar_resnet.params.file import load_params, parse_yaml, with_overrides
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.initial_weights import InitialWeights, load_initial_weights
 from cifar_resnet.training.loop import TrainState, init_train_state
@@ -108,3 +109,10 @@ def test_only_a_network_that_saw_mirror_images_and_is_not_symmetric_has_mirror_v
     params = tiny_params(train={"flip": flip}, model={"mirrored": mirrored})
     state = init_train_state(params.model, params.train, TRAIN, STATISTICS, World())
     assert state.model.mirror_views == state.ema_model.mirror_views == mirror_views
+
+
+@pytest.mark.parametrize("preset", ["own", "robust"])
+def test_the_shipped_weights_have_the_network_of_the_presets_that_name_them(preset: str) -> None:
+    values = parse_yaml((ROOT / f"presets/{preset}.yaml").read_text(encoding="utf-8"))
+    params = with_overrides(load_params(ROOT / "params.yaml"), values)
+    assert load_initial_weights(ROOT, "pretrained", params.model) is not None

@@ -18,3 +18,9 @@ def positive_number(text: str) -> float:
     if not 0 < value < math.inf:
         raise ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
+
+
+def port_number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ArgumentTypeError(f"{text}: a number from 1 to 65535 needed")
+    return int(text)

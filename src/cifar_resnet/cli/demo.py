@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_resnet.cli.arguments import port_number
 from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,16 +35,6 @@ HINT = "Choose a picture: the answer appears here."
 
 def add_demo_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--port", type=port_number, metavar="N", help="default: the first free port from 7860")
-
-
-def port_number(text: str) -> int:
-    """
-    Raises:
-        ArgumentTypeError: if it is not a port.
-    """
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise ArgumentTypeError(f"{text}: a number from 1 to 65535 needed")
-    return int(text)
 
 
 def demo_command(root: Path, arguments: Namespace) -> int:

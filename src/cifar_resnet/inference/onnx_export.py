@@ -85,7 +85,8 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
 
 
 def classes_of_data(root: Path) -> list[str] | None:
-    """
+    """The classes of the images in data/prepared; None if they are not known.
+
     Raises:
         UserError: if statistics.json is damaged.
     """
