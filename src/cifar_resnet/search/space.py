@@ -30,7 +30,7 @@ PRUNERS = {
 class BudgetSampler(BaseSampler):
     """One of Optuna's samplers; configurations beyond the budget are sampled again and never become trials.
 
-    A sample depends on the seed, the number of the trial and, except for random, on the earlier trials.
+    The first trial has the values of params.yaml if they are in the space and within the budget. A later sample depends on the seed, the number of the trial and, except for random, on the earlier trials.
     """
 
     def __init__(self, params: Params, num_classes: int) -> None:
@@ -48,6 +48,9 @@ class BudgetSampler(BaseSampler):
             UserError: if no sample is valid and within the budget.
         """
         search = self.params.search
+        current = current_sample(self.params)
+        if trial.number == 0 and current is not None and within_budget(self.params, current, self.num_classes):
+            return current
         seed = int(np.random.SeedSequence([search.seed, trial.number]).generate_state(1)[0])
         sampler, random_sampler = _create_sampler(search.sampler, seed), RandomSampler(seed)
         variable = {name: distribution for name, distribution in search_space.items() if not distribution.single()}
@@ -94,6 +97,19 @@ def distributions(params: Params) -> dict[str, BaseDistribution]:
         for key in [f"{name}.{layer}" for layer in range(max_layers)] if is_per_layer else [name]:
             by_name[key] = _create_distribution(choices)
     return by_name
+
+
+def current_sample(params: Params) -> dict[str, Any] | None:
+    """The values of params.yaml as a sample; None if one of them is not in the search space."""
+    values = flatten(params.model_dump(include={"model", "train"})) | {"model.layers": len(params.model.channels)}
+    sample = {}
+    for key, distribution in distributions(params).items():
+        name, _, layer = key.rpartition(".")
+        value = values[name][min(int(layer), len(values[name]) - 1)] if layer.isdecimal() else values[key]
+        if not _contains(distribution, value):
+            return None
+        sample[key] = value
+    return sample
 
 
 def to_overrides(params: Params, sample: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +195,14 @@ def _create_sampler(name: str, seed: int) -> BaseSampler:
     if name == "tpe":
         return TPESampler(seed=seed)
     return NSGAIISampler(population_size=POPULATION, seed=seed) if name == "nsga2" else RandomSampler(seed)
+
+
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    on_step = not distribution.step or (value - distribution.low) % distribution.step == 0
+    return on_step and distribution.low <= value <= distribution.high
 
 
 def _create_distribution(choices: list[Any] | Range) -> BaseDistribution:
