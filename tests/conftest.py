@@ -56,6 +56,9 @@ TINY = {
         "low_resolution_epochs": 1,
         "train_per_class": 10,
         "validation_per_class": 5,
+        "study": "architecture",
+        "sampler": "random",
+        "pruner": "median",
         "space": {
             "model.layers": [1, 2],
             "model.channels": [8, 12, 16],

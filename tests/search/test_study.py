@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, tiny_params
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.params.file import load_params
+from cifar_resnet.params.file import Params, load_params, with_overrides
 from cifar_resnet.search.space import (
     BudgetSampler,
     distributions,
@@ -69,6 +69,21 @@ def test_the_committed_space_holds_networks_within_the_budget() -> None:
         assert trained.train.epochs == params.search.epochs
         layers.add(len(trained.model.channels))
     assert len(layers) > 1
+
+
+def test_the_first_trial_has_the_values_of_params_if_the_search_may_try_them() -> None:
+    def first_trial(overrides: dict[str, Any]) -> Params:
+        params = with_overrides(committed, overrides)
+        sample = optuna.create_study(sampler=BudgetSampler(params, 10)).ask(distributions(params)).params
+        return trial_params(params, to_overrides(params, sample))
+
+    committed = load_params(ROOT / "params.yaml")
+    limit = committed.search.max_multiply_adds or 0
+    assert first_trial({}) == trial_params(committed, {})
+    assert 0.99 * limit < model_size(committed.model, 10)[1] <= limit  # the search is at the default's cost
+    assert first_trial({"search.max_multiply_adds": limit // 2}).model != committed.model
+    space = {"model.channels": [128], "train.filter_lr": {"low": 0.1, "high": 0.2, "scale": "linear"}}
+    assert first_trial({"search.space": space, "search.max_multiply_adds": None}).model.channels == [128, 128, 128]
 
 
 def test_samples_beyond_the_budget_do_not_become_trials(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ PRUNERS = {
 class BudgetSampler(BaseSampler):
     """One of Optuna's samplers; configurations beyond the budget are sampled again and never become trials.
 
-    The first trial has the values of params.yaml if they are in the space and within the budget. A later sample depends on the seed, the number of the trial and, except for random, on the earlier trials.
+    The first trial has the values of params.yaml if they are in the space and within the budget. A later sample
+    depends on the seed, the number of the trial and, except for random, on the earlier trials.
     """
 
     def __init__(self, params: Params, num_classes: int) -> None:
@@ -48,14 +49,12 @@ class BudgetSampler(BaseSampler):
             UserError: if no sample is valid and within the budget.
         """
         search = self.params.search
-        current = current_sample(self.params)
-        if trial.number == 0 and current is not None and within_budget(self.params, current, self.num_classes):
-            return current
         seed = int(np.random.SeedSequence([search.seed, trial.number]).generate_state(1)[0])
         sampler, random_sampler = _create_sampler(search.sampler, seed), RandomSampler(seed)
         variable = {name: distribution for name, distribution in search_space.items() if not distribution.single()}
+        current = current_sample(self.params) if trial.number == 0 else None
         num_valid, problems = 0, Counter[str]()
-        for _ in range(MAX_SAMPLES):
+        for attempt in range(MAX_SAMPLES):
             relative = sampler.sample_relative(study, trial, variable)
             sample = {
                 name: relative[name]
@@ -63,6 +62,8 @@ class BudgetSampler(BaseSampler):
                 else random_sampler.sample_independent(study, trial, name, distribution)
                 for name, distribution in search_space.items()
             }
+            if attempt == 0 and current is not None:
+                sample = current
             try:
                 if within_budget(self.params, sample, self.num_classes):
                     return sample
@@ -202,7 +203,7 @@ def _contains(distribution: BaseDistribution, value: Any) -> bool:
         return value in distribution.choices
     assert isinstance(distribution, IntDistribution | FloatDistribution)
     on_step = not distribution.step or (value - distribution.low) % distribution.step == 0
-    return on_step and distribution.low <= value <= distribution.high
+    return bool(on_step and distribution.low <= value <= distribution.high)
 
 
 def _create_distribution(choices: list[Any] | Range) -> BaseDistribution:
