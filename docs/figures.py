@@ -1,4 +1,4 @@
-"""Draw the figures of docs/results.md and docs/research.md from the tables beside them: `python docs/figures.py`."""
+"""Draw the figures of docs/results.md, research.md and experiments.md from their tables: `python docs/figures.py`."""
 
 import csv
 from collections.abc import Callable
@@ -13,11 +13,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from cifar_resnet.evaluation.metrics import wilson_interval
 from cifar_resnet.evaluation.plots import BLUE, RED
 
-RESULTS, RESEARCH = (Path(__file__).parent / name for name in ("results", "research"))
+RESULTS, RESEARCH, SEARCH = (Path(__file__).parent / name for name in ("results", "research", "search"))
 GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"  # Okabe and Ito's bluish green, reddish purple and orange
 GREY = "#7d8590"
 COLOURS = {"default": BLUE, "wide": GREEN, "small": PURPLE, "robust": ORANGE, "record": RED}
 NUM_VALIDATION = 10_000  # images
+NUM_SEARCH_VALIDATION = 5_000  # images
 UNCHANGED = "nothing"  # in the column `changed` of ablations.csv
 Row = dict[str, str]
 
@@ -29,6 +30,7 @@ def main() -> None:
         RESEARCH / "cost.png": plot_cost,
         RESEARCH / "ablations.png": plot_ablations,
         RESEARCH / "filter_lr.png": plot_filter_lr,
+        SEARCH / "agreement.png": plot_agreement,
     }
     for path, plot in figures.items():
         plot().savefig(path, dpi=110)
@@ -197,6 +199,26 @@ def plot_ablations() -> Figure:
     axes.set(xlabel="accuracy on 10,000 validation images", ylabel="change")
     axes.set_title("One change of the recipe at a time: seeds and their mean")
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=1))
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_agreement() -> Figure:
+    """Validation accuracy after a full training against that of the search; one point per trial."""
+    in_search = {row["number"]: float(row["accuracy"]) for row in read_table(SEARCH / "trials.csv")}
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, row in enumerate(read_table(SEARCH / "full.csv")):
+        x, y = in_search[row["trial"]], float(row["validation_accuracy"])
+        low, high = wilson_interval(round(y * NUM_SEARCH_VALIDATION), NUM_SEARCH_VALIDATION)
+        colour, name = (RED, "default") if row["trial"] == "0" else (BLUE, row["trial"])
+        axes.errorbar([x], [y], [[y - low], [high - y]], fmt="o", capsize=3, color=colour)
+        end, offset = (low, -14) if index % 2 == 0 else (high, 5)  # neighbours would overlap
+        axes.annotate(name, (x, end), xytext=(0, offset), textcoords="offset points", ha="center", color=colour)
+    axes.set(xlabel="accuracy in the search, 4 epochs", ylabel="accuracy in full, 15 epochs, 95 % interval")
+    axes.set_title("Six of 24 trials trained in full")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.grid(alpha=0.3)
     return figure
 

@@ -1,4 +1,4 @@
-"""README, docs/results.md and docs/research.md against the committed files with their figures; docs/published.py."""
+"""README, results.md, research.md and experiments.md against the committed figures; docs/published.py."""
 
 import csv
 import importlib.util
@@ -10,13 +10,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 from conftest import ROOT, rows
+from scipy.stats import spearmanr
 
 from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation.significance import mcnemar_test
 
 DOCS, EVALUATION, PRETRAINED = ROOT / "docs", ROOT / "data/evaluation", ROOT / "src/cifar_resnet/pretrained"
-RESULTS, RESEARCH = ((DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "research.md"))
+RESULTS, RESEARCH, EXPERIMENTS = (
+    (DOCS / name).read_text(encoding="utf-8") for name in ("results.md", "research.md", "experiments.md")
+)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAININGS = rows(DOCS / "results/trainings.csv")
 PRESETS = {  # the name in the tables, and its trainings
@@ -125,6 +128,22 @@ def test_the_table_of_ablations_has_the_means_over_the_seeds() -> None:
         train = percent(mean(float(row["train_accuracy"]) for row in trainings), 1)
         cells = [changed, str(len(trainings)), with_spread(accuracies), difference, f"{loss:.3f}", train]
         assert_rows(RESEARCH, [cells])
+
+
+def test_the_table_of_the_search_has_the_trials_that_were_trained_in_full() -> None:
+    trials = {row["number"]: row for row in rows(DOCS / "search/trials.csv")}
+    in_search, in_full = [], []
+    for row in rows(DOCS / "search/full.csv"):
+        trial = trials[row["trial"]]
+        name = row["trial"] if row["trial"] != "0" else "0, default"
+        channels = ", ".join(map(str, json.loads(trial["model.channels"])))
+        in_search.append(float(trial["accuracy"]))
+        in_full.append(float(row["validation_accuracy"]))
+        cost = f"{int(trial['multiply_adds']) / 1e6:.0f} M"
+        accuracies = [percent(in_search[-1]), percent(in_full[-1])]
+        assert_rows(EXPERIMENTS, [[name, channels, f"{int(trial['parameters']):,}", cost, *accuracies, row["minutes"]]])
+    correlation = spearmanr(in_search, in_full)
+    assert f"rank correlation is {correlation.statistic:.2f} (Spearman, p = {correlation.pvalue:.3f})" in EXPERIMENTS
 
 
 def test_published_networks_are_compared_image_by_image_with_every_own_network() -> None:
