@@ -2,6 +2,7 @@
 
 from collections import Counter
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -52,18 +53,20 @@ class BudgetSampler(BaseSampler):
         seed = int(np.random.SeedSequence([search.seed, trial.number]).generate_state(1)[0])
         sampler, random_sampler = _create_sampler(search.sampler, seed), RandomSampler(seed)
         variable = {name: distribution for name, distribution in search_space.items() if not distribution.single()}
-        current = current_sample(self.params) if trial.number == 0 else None
-        num_valid, problems = 0, Counter[str]()
-        for attempt in range(MAX_SAMPLES):
+
+        def draw() -> dict[str, Any]:
             relative = sampler.sample_relative(study, trial, variable)
-            sample = {
+            return {
                 name: relative[name]
                 if name in relative
                 else random_sampler.sample_independent(study, trial, name, distribution)
                 for name, distribution in search_space.items()
             }
-            if attempt == 0 and current is not None:
-                sample = current
+
+        current = current_sample(self.params) if trial.number == 0 else None
+        first = [] if current is None else [current]
+        num_valid, problems = 0, Counter[str]()
+        for sample in chain(first, (draw() for _ in range(MAX_SAMPLES))):
             try:
                 if within_budget(self.params, sample, self.num_classes):
                     return sample
