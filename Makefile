@@ -36,7 +36,7 @@ setup: .venv/ready ## create .venv with the pinned dependencies and this package
 
 repro: .venv/ready ## run the pipeline: every stage whose inputs have changed, in order
 	@dvc repro
-	@echo "next: make ui (runs, registry), dvc plots show (figures), dvc exp run -S train.epochs=4 (another training);"
+	@echo "next: make ui (runs, registry), dvc plots show (figures), dvc exp run -S train.seed=1 (another seed);"
 	@echo "      source $(bin)/activate puts dvc, mlflow and cifar-resnet into PATH"
 
 test: .venv/ready ## run every check: format, lint, types, tests

@@ -42,7 +42,7 @@ def read_table(path: Path) -> list[Row]:
 
 
 def plot_presets() -> Figure:
-    """Test error against training time, with and without test-time augmentation; one point per seed of each preset."""
+    """Test error against training time, with and without test-time augmentation; one point per training."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     rows = [row for row in read_table(RESULTS / "trainings.csv") if row["machine"] == "AVX512-bf16" and row["minutes"]]
@@ -52,11 +52,11 @@ def plot_presets() -> Figure:
     for recipe, colour in COLOURS.items():
         highest = min((row for row in current if row["recipe"] == recipe), key=lambda row: float(row["test_accuracy"]))
         point = float(highest["minutes"]), 1 - float(highest["test_accuracy"])
-        text = f"{recipe}, {float(highest['parameters']) / 1e6:.1f} M parameters"
+        text = f"{recipe}, {float(highest['parameters']) / 1e6:.2f} M parameters"
         axes.annotate(text, point, xytext=(0, 9), textcoords="offset points", ha="center", color=colour)
     axes.plot([], [], "o", color=GREY, label="without test-time augmentation")
     axes.plot([], [], "o", color="grey", markerfacecolor="white", label="with test-time augmentation")
-    axes.set(xscale="log", xlim=(9, 420), ylim=(0.03, 0.067), title="Test error of the presets, one point per seed")
+    axes.set(xscale="log", xlim=(9, 420), ylim=(0.03, 0.067), title="Test error of the presets, one point per training")
     axes.set(xlabel="training time on two cores with AVX512-bf16", ylabel="test error")
     axes.set_xticks([10, 30, 60, 120, 240], ["10 min", "30 min", "1 h", "2 h", "4 h"])
     axes.set_xticks([], minor=True)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cifar_resnet.data.cifar10 import CLASSES
 from cifar_resnet.evaluation.plots import BLUE, RED
-from cifar_resnet.models.resnet import ResNet, build_model
+from cifar_resnet.models.resnet import ResNet, build_model, num_parameters
 from cifar_resnet.params.file import load_params
 
 FOLDER = Path(__file__).parent / "network"
@@ -46,10 +46,6 @@ def measure_parts(model: ResNet) -> list[Part]:
         x = output
     pooled = model.head_pool(x, model.head_pool_kernel).flatten(1)
     return [*parts, Part("head", (model.head.out_features, 1), num_parameters(model.head), count(model.head, pooled))]
-
-
-def num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def count(module: nn.Module, x: Tensor) -> int:

@@ -18,7 +18,7 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 INTRODUCTION = """# params.yaml
 
 `make params-docs` writes this page. The values are those of [params.yaml](../params.yaml), the default recipe.
-`dvc exp run -S section.key=value` trains with another value, for example `-S train.epochs=4`.
+`dvc exp run -S section.key=value` trains with another value, for example `-S train.seed=1`.
 An unknown or missing key is an error. [params.schema.json](params.schema.json) gives editors the same descriptions.
 """
 

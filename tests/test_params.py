@@ -46,6 +46,18 @@ def test_the_committed_file_is_valid() -> None:
         ("train", "filter_lr", float("nan"), "params.yaml: train.filter_lr is nan: input should be a finite number"),
         ("train", "optimizer", "adam", "params.yaml: train.optimizer is 'adam': input should be 'muon' or 'sgd'"),
         ("train", "warmup_epochs", 9, "params.yaml: train.warmup_epochs is 9.0: must be below epochs (3)"),
+        (
+            "train",
+            "low_resolution_epochs",
+            4,
+            "params.yaml: train.low_resolution_epochs is 4: at most epochs (3) allowed; take 1, because",
+        ),
+        (
+            "search",
+            "low_resolution_epochs",
+            9,
+            "params.yaml: search.low_resolution_epochs is 9: at most epochs",
+        ),
         ("model", "blocks", [1], "params.yaml: model.blocks is [1]: as many values as channels (2) needed"),
         ("model", "kernels", [3, 4], "params.yaml: model.kernels is [3, 4]: only odd kernels keep the size"),
         (

@@ -12,7 +12,7 @@ EXPERIMENT = "quick"
 RESULT = """
 quick: {accuracy}
 quick: {parameters:,} parameters, trained in {seconds:.0f} s; {registration}
-quick: params.yaml, the committed result and the champion have not changed
+quick: params.yaml and the results in data/ have not changed
 
 Look at it:
   make ui                                  curves, figures and the registered model, in MLflow
@@ -21,8 +21,8 @@ Look at it:
 
 Next:
   cifar-resnet predict photo.jpg --model pretrained
-  dvc exp run --temp -S train.epochs=4     train with other values of params.yaml
   make repro                               train the committed network
+  dvc exp run --temp -S train.seed=1       the same with another value of params.yaml
 
 `source .venv/bin/activate` puts these commands into PATH."""
 

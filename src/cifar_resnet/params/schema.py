@@ -77,7 +77,9 @@ class ModelParams(Section):
     blocks: list[PositiveInt] = Field(description="Residual blocks of each layer; a block has two convolutions.")
     kernels: list[PositiveInt] = Field(description="Kernel size of the blocks' convolutions in pixels; odd.")
     skip_kernels: list[PositiveInt] = Field(
-        description="Kernel size in pixels of the convolution on the skip path where the shape changes; odd."
+        description="Kernel size in pixels of the convolution that changes the number of channels; odd. With "
+        "`downsample: pool` it comes before the pooling of each layer, with stride it is on the skip path of a layer's "
+        "first block."
     )
     whitening_epsilon: PositiveFloat = Field(
         description="Added to the variances that whitening divides by; a larger one amplifies noise less."
@@ -146,7 +148,8 @@ class TrainParams(Section):
     epochs: PositiveInt = Field(description="Number of passes over the training images.")
     batch_size: BatchSize = Field(description="Images per step.")
     low_resolution_epochs: NonNegativeInt = Field(
-        description="Number of epochs, at the start, with smaller images; at 22 pixels they cost less than half."
+        description="Number of epochs, at the start, with smaller images; at 22 pixels they cost less than half. With "
+        "60 % of all epochs the accuracy does not suffer."
     )
     low_resolution: int = Field(ge=8, le=32, description="Resolution of these epochs in pixels per side.")
     optimizer: Literal["muon", "sgd"] = Field(
@@ -157,7 +160,10 @@ class TrainParams(Section):
     head_lr: PositiveFloat = Field(description="Peak learning rate of the last layer.")
     filter_momentum: Fraction = Field(description="Momentum of the convolution filters' optimizer, 0 to 1.")
     momentum: Fraction = Field(description="Momentum of all other parameters, 0 to 1.")
-    weight_decay: Fraction = Field(description="Share of a weight that is removed per step at the peak learning rate.")
+    weight_decay: Fraction = Field(
+        description="Share of a weight that is removed per step at the peak learning rate; muon keeps the norm of the "
+        "filters instead."
+    )
     warmup_epochs: NonNegativeFloat = Field(
         description="Epochs in which the learning rate rises linearly to its peak; it then falls linearly to zero."
     )
@@ -194,7 +200,7 @@ class TrainParams(Section):
     )
 
     @validator(mode="after")
-    def _check_processes_and_warmup(self) -> "TrainParams":
+    def _check_processes_and_epochs(self) -> "TrainParams":
         if self.batch_size % self.processes:
             raise ValueError(
                 f"processes is {self.processes}: batch_size ({self.batch_size}) must be a multiple, as each takes an "
@@ -202,6 +208,11 @@ class TrainParams(Section):
             )
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}: must be below epochs ({self.epochs})")
+        if self.low_resolution_epochs > self.epochs:
+            raise ValueError(
+                f"low_resolution_epochs is {self.low_resolution_epochs}: at most epochs ({self.epochs}) allowed; take "
+                f"{6 * self.epochs // 10}, because the last epochs need full resolution"
+            )
         return self
 
 

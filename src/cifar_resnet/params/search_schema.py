@@ -75,9 +75,13 @@ class SearchParams(Section):
         return {name: _check_choices(name, choices) for name, choices in space.items()}
 
     @model_validator(mode="after")
-    def _check_pruner(self) -> "SearchParams":
+    def _check_pruner_and_epochs(self) -> "SearchParams":
         if self.sampler == "nsga2" and self.pruner != "none":
             raise ValueError(f"pruner is {self.pruner}: nsga2 weighs accuracy against cost, so it must be none")
+        if self.low_resolution_epochs > self.epochs:
+            raise ValueError(
+                f"low_resolution_epochs is {self.low_resolution_epochs}: at most epochs ({self.epochs}) allowed"
+            )
         return self
 
 
