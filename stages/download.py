@@ -3,10 +3,11 @@
 import shutil
 from pathlib import Path
 
+from cifar_resnet.data import cifar10, raw_dataset
 from cifar_resnet.data.cifar100 import is_cifar100, read_cifar100
 from cifar_resnet.data.download import download_cifar10
 from cifar_resnet.data.raw_dataset import write_raw_dataset
-from cifar_resnet.errors import run
+from cifar_resnet.errors import UserError, run
 from cifar_resnet.inference.class_folder_reader import Skipped, read_class_folders
 from cifar_resnet.params.file import load_params
 
@@ -15,12 +16,25 @@ RAW = "data/raw"
 
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml").download
-    shutil.rmtree(root / RAW, ignore_errors=True)  # may have files of the other kind
+    clear_raw(root / RAW)
     if params.dataset == "folder":
         convert_folder(root, str(Path(params.folder)), strict=params.strict)
         return
     source = download_cifar10(params.sources, root / RAW, timeout_seconds=params.timeout_seconds)
     print(f"download: 60,000 images from {source} -> {RAW}, all checksums match")
+
+
+def clear_raw(folder: Path) -> None:
+    """Delete the files of an earlier download, which may be of the other kind.
+
+    Raises:
+        UserError: if there are other files, for example an archive that the user put there; nothing is deleted then.
+    """
+    own = {*cifar10.MD5, *raw_dataset.FILES}
+    others = sorted(path.name for path in folder.glob("[!.]*") if path.name not in own)
+    if others:
+        raise UserError(f"{RAW} has {others[0]}, which this stage would delete; move it to a folder outside of {RAW}")
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def convert_folder(root: Path, folder: str, *, strict: bool) -> None:

@@ -43,7 +43,7 @@ def main(root: Path) -> None:
     if params.train.processes > 1 and not is_worker():
         launch_workers(params.train.processes)
         return
-    require_tracked(root, "predict.input", params.predict.input)
+    require_tracked(root, "predict.input", params.predict.input)  # predict would find out after the training
     if params.train.init not in (RANDOM, pretrained.NAME):
         require_tracked(root, "train.init", params.train.init)
     disable_malloc_trim()
@@ -61,7 +61,7 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
     state = init_train_state(params.model, params.train, train_set, statistics, world=world, initial=initial)
     loader, num_images = BatchLoader(train_set, params.train, world), len(train_set)
     del train_set  # the loader has its own copy
-    records = fit(state, loader, validation_set, params=params.train, precision=precision)
+    records = fit(state, loader, validation_set, params=params.train, precision=precision)  # starts when it is read
     if not world.is_main:
         run_follower(records, state, stop_event, world)
         return

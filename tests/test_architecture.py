@@ -60,7 +60,8 @@ UNCACHED = {
     for stage in PIPELINE.values()
     for out in stage["outs"] + stage.get("metrics", [])
     if isinstance(out, dict)
-    for path in out
+    for path, options in out.items()
+    if options.get("cache") is False
 }
 PARAMS: dict[str, Any] = parse_yaml((ROOT / "params.yaml").read_text(encoding="utf-8"))
 

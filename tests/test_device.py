@@ -111,6 +111,15 @@ def test_auto_precision_on_a_cpu_is_bfloat16_where_it_is_fast(
     assert device.select_dtype("auto", torch.device("cpu"))[0] == expected
 
 
+def test_bfloat16_on_a_cpu_where_it_is_slow_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    dtype, reason = device.select_dtype("bfloat16", torch.device("cpu"))
+    assert dtype == torch.bfloat16
+    assert reason.endswith("float32 is tens to hundreds of times faster")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert device.select_dtype("bfloat16", torch.device("cpu"))[1] == "params.yaml sets it"
+
+
 def test_all_modules_can_be_imported_without_fcntl_and_resource_as_on_windows() -> None:
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_UNIX_MODULES], cwd=ROOT, capture_output=True, text=True, check=False

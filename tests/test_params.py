@@ -58,6 +58,9 @@ def test_the_committed_file_is_valid() -> None:
             9,
             "params.yaml: search.low_resolution_epochs is 9: at most epochs",
         ),
+        ("train", "seed", 2**32, "params.yaml: train.seed is 4294967296: input should be less than 4294967296"),
+        ("model", "blocks", [1, 101], "params.yaml: model.blocks.1 is 101: input should be less than or equal to 100"),
+        ("preprocess", "test_share", 0.9, "params.yaml: preprocess.test_share is 0.9: with validation_share 0.1"),
         ("model", "blocks", [1], "params.yaml: model.blocks is [1]: as many values as channels (2) needed"),
         ("model", "kernels", [3, 4], "params.yaml: model.kernels is [3, 4]: only odd kernels keep the size"),
         (
@@ -126,12 +129,12 @@ def test_the_committed_file_is_valid() -> None:
         ),
         ("download", "dataset", "own", "params.yaml: download.dataset is 'own': input should be 'cifar10' or 'folder'"),
         ("download", "folder", "", "params.yaml: download.folder is '': string should have at least 1 character"),
-        ("preprocess", "test_share", 0.0, "params.yaml: preprocess.test_share is 0.0: input should be greater than 0"),
+        ("preprocess", "test_share", 0.0, "params.yaml: preprocess.test_share is 0.0: input should be greater than or"),
         (
             "preprocess",
             "test_share",
             0.95,
-            "params.yaml: preprocess.test_share is 0.95: with validation_share 0.1 it leaves no training images",
+            "params.yaml: preprocess.test_share is 0.95: with validation_share 0.1 it leaves too few training",
         ),
         ("download", "sources", [], "params.yaml: download.sources is []: list should have at least 1 item"),
     ],
@@ -186,6 +189,8 @@ def test_the_message_has_a_line_for_every_mistake(tmp_path: Path) -> None:
         ),
         ("a: ä".encode("latin-1"), "not valid YAML: not UTF-8 text; save it with this encoding"),
         ("a: b".encode("utf-16"), "not valid YAML: not UTF-8 text; save it with this encoding"),
+        (b"register: {model_name: 2026-02-30}", "not valid YAML: day is out of range for month"),
+        (b"a: " + 3000 * b"[", "not valid YAML: maximum recursion depth exceeded"),
         (b"", "sections needed, for example `train:`; nothing found"),
         (b"- train", "sections needed, for example `train:`; other values found"),
     ],
@@ -308,7 +313,12 @@ def test_a_preset_is_yaml(tmp_path: Path) -> None:
     assert flatten(parse_yaml((tmp_path / "params.yaml").read_text(encoding="utf-8"))) == preset
 
 
-@pytest.mark.parametrize("text", ["train: {epochs: 4}", "train.epochs", "", "train.epochs: [", "a: 1\na: 2"])
+def test_a_date_in_a_preset_is_a_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("register.model_name: 2026-02-01")
+    assert preset_options(tmp_path / "mine.yaml") == "-S 'register.model_name=\"2026-02-01\"'"
+
+
+@pytest.mark.parametrize("text", ["train: {epochs: 4}", "train.epochs", "", "{}", "train.epochs: [", "a: 1\na: 2"])
 def test_a_preset_with_anything_but_full_names_and_values_is_an_error(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"mine.yaml: (a line per value needed|not valid YAML)") as caught:

@@ -66,6 +66,9 @@ def select_dtype(requested: str, target: torch.device) -> tuple[torch.dtype, str
 
     Without AMX or AVX512-bf16, bfloat16 convolutions on a CPU are tens of times slower than float32 (pytorch#183815).
     """
+    slow = "the CPU has neither AMX nor AVX512-bf16"
+    if requested == "bfloat16" and target.type == "cpu" and not fast_bfloat16():
+        return torch.bfloat16, f"params.yaml sets it, but {slow}: float32 is tens to hundreds of times faster"
     if requested != "auto":
         return getattr(torch, requested), "params.yaml sets it"
     if target.type == "cuda":
@@ -73,10 +76,15 @@ def select_dtype(requested: str, target: torch.device) -> tuple[torch.dtype, str
         return (torch.bfloat16, "the GPU supports it") if fast else (torch.float32, "the GPU has no bfloat16")
     if target.type != "cpu":
         return torch.float32, f"bfloat16 is not tested on {target.type}"
-    for capability, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-bf16")):
-        if torch.cpu.get_capabilities().get(capability, False):
-            return torch.bfloat16, f"the CPU has {name}"
-    return torch.float32, "the CPU has neither AMX nor AVX512-bf16: training takes about three times as long"
+    if name := fast_bfloat16():
+        return torch.bfloat16, f"the CPU has {name}"
+    return torch.float32, f"{slow}: training takes about three times as long"
+
+
+def fast_bfloat16() -> str | None:
+    """What makes bfloat16 fast on this CPU, if anything does."""
+    capabilities, names = torch.cpu.get_capabilities(), {"amx_bf16": "AMX", "avx512_bf16": "AVX512-bf16"}
+    return next((name for key, name in names.items() if capabilities.get(key, False)), None)
 
 
 def disable_malloc_trim() -> None:

@@ -34,7 +34,7 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
     except UserError as error:
         sys.exit(f"{name}: {error}")
     except KeyboardInterrupt as interrupt:
-        sys.exit(f"{name}: interrupted; {interrupt or 'run the same command again'}")
+        sys.exit(f"{name}: interrupted; {str(interrupt) or 'run the same command again'}")
     except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         sys.exit(1)
     except OSError as error:

@@ -92,6 +92,31 @@ def test_a_closed_stdout_or_stderr_changes_nothing_else(photos: Path, model_path
     assert (code, len(out.splitlines())) == (0, 1)
 
 
+def test_an_output_that_is_a_source_or_a_picture_is_refused(photos: Path, model_path: Path) -> None:
+    shutil.copy(photos / "a.png", photos / "b.png")
+    np.save(photos / "images.npy", np.zeros((1, 32, 32, 3), np.uint8))
+    for source, output, found in (("b.png", "a.png", "a picture"), ("images.npy", "images.npy", "one of the sources")):
+        before = (photos / output).read_bytes()
+        result = run(photos, SCRIPT, "predict", source, "--output", output, "--model", model_path)
+        message = f"cifar-resnet: --output {output} is {found}, which it would replace; name another file\n"
+        assert result == (1, "", message)
+        assert (photos / output).read_bytes() == before
+
+
+@pytest.mark.parametrize("arguments", [("",), ("a.png", "--model", "")])
+def test_an_empty_argument_is_not_the_current_folder(photos: Path, arguments: tuple[str, ...]) -> None:
+    code, out, err = run(photos, SCRIPT, "predict", *arguments)
+    assert (code, out) == (2, "")
+    assert "an empty text is no path or name; is a variable of the shell unset?" in err
+
+
+def test_ctrl_c_during_a_command_says_what_to_do(tmp_path: Path) -> None:
+    code = "import sys; sys.argv[0] = 'stages/preprocess.py'; from cifar_resnet.errors import run\n"
+    code += "def main(root): raise KeyboardInterrupt\nrun(main)"
+    expected = (1, "", "preprocess: interrupted; run the same command again\n")
+    assert run(tmp_path, [sys.executable, "-c", code], PYTHONPATH=str(ROOT / "src")) == expected
+
+
 def test_ctrl_c_while_a_command_starts_is_one_line(tmp_path: Path) -> None:
     code = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # ignored in background
     code += "; sys.argv[0] = 'stages/train.py'; import cifar_resnet.environment_variables"

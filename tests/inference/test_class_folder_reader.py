@@ -55,6 +55,7 @@ def test_a_zip_gives_the_same_images_as_the_folder(tmp_path: Path, prefix: str) 
     archive = pack(photos, tmp_path / "photos.zip", prefix)
     with zipfile.ZipFile(archive, "a") as stream:
         stream.writestr("__MACOSX/photos/cat/._a.png", b"\0\5\x16\7")
+        stream.writestr("readme.txt", "two classes")
     from_folder, from_zip = read(photos)[0], read(archive)[0]
     assert from_zip.classes == from_folder.classes
     assert (from_zip.splits["train"].pixels == from_folder.splits["train"].pixels).all()

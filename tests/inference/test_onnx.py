@@ -160,6 +160,14 @@ def test_training_images_of_other_classes_are_not_used(tmp_path: Path) -> None:
     assert compared.images == "200 images of noise"
 
 
+def test_damaged_training_images_are_an_error(tmp_path: Path) -> None:
+    root = project_with_images(tmp_path)
+    images = root / "data/prepared/train_images.npy"
+    images.write_bytes(images.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train_images.npy: not a readable .npy array .*run `dvc repro preprocess`"):
+        export_model(root / "data/model", root / "a.onnx", precision="int8", root=root)
+
+
 def test_an_export_that_differs_from_torch_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path)
     monkeypatch.setattr(onnx_graph, "scale_and_bias", lambda norm: (torch.ones(1), torch.zeros(norm.num_features)))

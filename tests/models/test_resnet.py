@@ -65,6 +65,22 @@ def test_too_many_parameters_are_an_error_that_names_the_count() -> None:
         build(max_parameters=1_000_000)
 
 
+def test_a_network_that_would_take_all_memory_is_refused_before_it_is_built() -> None:
+    for change in ({"channels": [4096, 4096, 4096]}, {"kernels": [1, 1, 1], "skip_kernels": [3, 31, 31]}):
+        with pytest.raises(UserError, match=r"the model has at least [\d,]+ parameters, model.max_parameters allows"):
+            build(**{"max_parameters": 100_000} | change)
+
+
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_the_lower_bound_of_parameters_is_one(downsample: str, mirrored: bool) -> None:
+    if downsample == "pool" or not mirrored:
+        named = {"model.downsample": downsample, "model.mirrored": mirrored, "model.blocks": [2, 1, 1]}
+        params = with_overrides(VALUES, named).model
+        model = resnet.build_model(params, [0.5] * 3, [0.25] * 3, num_classes=10)
+        assert 0.5 * resnet.num_parameters(model) < resnet.least_parameters(params) < resnet.num_parameters(model)
+
+
 def test_multiply_adds_equal_those_counted_by_hand() -> None:
     model = build(stem_channels=4, channels=[8], blocks=[1], kernels=[5], skip_kernels=[3], head_pool_kernel=32)
     stem, first, second, skip, head = 4 * 27, 8 * 4 * 25, 8 * 8 * 25, 8 * 4 * 9, 80

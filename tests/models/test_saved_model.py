@@ -131,6 +131,16 @@ def test_a_config_with_missing_keys_is_an_error_that_names_the_folder(tmp_path: 
         saved_model.load_model(tmp_path, CPU)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("temperature", 0), ("temperature", float("nan")), ("temperature_tta", -1), ("classes", [1, 2])]
+)
+def test_a_config_with_which_predictions_would_be_wrong_is_an_error(tmp_path: Path, key: str, value: Any) -> None:
+    save_old_model(tmp_path, trained_model(), OLD_CONFIG | {key: value})
+    with pytest.raises(UserError, match="needed") as caught:
+        saved_model.load_model(tmp_path, CPU)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("config", [[], 3, {"architecture": "resnet"}])
 def test_a_config_of_something_else_is_an_error_that_names_the_folder(tmp_path: Path, config: Any) -> None:
     save_old_model(tmp_path, trained_model(), OLD_CONFIG)

@@ -42,6 +42,15 @@ def test_download_writes_six_verified_files(tmp_path: Path, monkeypatch: pytest.
     assert written == md5
 
 
+def test_download_deletes_no_file_of_the_user(tmp_path: Path) -> None:
+    write_raw(tmp_path / "data/raw")
+    (tmp_path / "data/raw/cifar-10-binary.tar.gz").write_bytes(b"archive")
+    write_params(tmp_path, download={"sources": ["data/raw/cifar-10-binary.tar.gz"]})
+    with pytest.raises(UserError, match=r"data/raw has cifar-10-binary.tar.gz, which this stage would delete; move it"):
+        stage("download").main(tmp_path)
+    assert len(list((tmp_path / "data/raw").iterdir())) == 7
+
+
 def write_photos(folder: Path, per_class: int, seed: int) -> None:
     """Pictures of the tiny data as PNG files of 40 x 30 pixels, one folder for each class."""
     images = tiny_images(per_class, seed)

@@ -4,6 +4,12 @@ import math
 from argparse import ArgumentTypeError
 
 
+def not_empty(text: str) -> str:
+    if not text:
+        raise ArgumentTypeError("an empty text is no path or name; is a variable of the shell unset?")
+    return text
+
+
 def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 50_000:
         raise ArgumentTypeError(f"{text!r} is not a number from 1 to 50,000")

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cifar_resnet.cli.arguments import count
+from cifar_resnet.cli.arguments import count, not_empty
 
 SOME_SKIPPED = 3
 INPUTS = """\
@@ -29,8 +29,10 @@ exit codes:
 
 def add_predict_arguments(parser: ArgumentParser) -> None:
     parser.epilog = INPUTS
-    parser.add_argument("sources", nargs="+", metavar="source", help="file, folder, glob, zip or array, see below")
-    parser.add_argument("--model", help="pretrained, champion, a version number, a run id, an MLflow URI, or the path "
+    parser.add_argument("sources", nargs="+", type=not_empty, metavar="source",
+                        help="file, folder, glob, zip or array, see below")  # fmt: skip
+    parser.add_argument("--model", type=not_empty,
+                        help="pretrained, champion, a version number, a run id, an MLflow URI, or the path "
                         "of a model (default: the champion in MLflow, else data/model, else pretrained)")  # fmt: skip
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
     parser.add_argument("--top", type=count, default=1, metavar="N", help="show the N most likely classes")
@@ -48,6 +50,7 @@ def predict_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.registry.load import better_model, find_model
 
     check_device(arguments.device)
+    check_output(root, arguments)
     chunks = image_reader.read_images(arguments.sources, root, batch_size=arguments.batch_size)
     counts, write = predictions.Counts(), predictions.WRITERS[arguments.format]
     with find_model(root, arguments.model) as model:
@@ -68,3 +71,19 @@ def predict_command(root: Path, arguments: Namespace) -> int:
     if arguments.model is None and (better := better_model(root, model)) is not None:
         print(f"predict: {better} is better: --model {better.name}", file=sys.stderr)
     return SOME_SKIPPED if counts.skipped else 0
+
+
+def check_output(root: Path, arguments: Namespace) -> None:
+    """
+    Raises:
+        UserError: if --output names one of the sources or a picture, which it would replace.
+    """
+    from cifar_resnet.errors import UserError
+    from cifar_resnet.inference.image_reader import starts_as_picture
+
+    output = arguments.output
+    if output is not None and output.is_file():
+        is_source = any((root / source).resolve() == output.resolve() for source in arguments.sources)
+        if is_source or starts_as_picture(lambda: output.open("rb")):
+            found = "one of the sources" if is_source else "a picture"
+            raise UserError(f"--output {output} is {found}, which it would replace; name another file")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +49,18 @@ def write_array(path: Path, array: NDArray[np.generic]) -> None:
         temporary.write_bytes(stream.getbuffer())
 
 
-def read_array(path: Path) -> NDArray[np.generic]:
-    """Read a .npy file.
+def read_array(path: Path, mmap_mode: Literal["r"] | None = None) -> NDArray[np.generic]:
+    """Read a .npy file, with `mmap_mode` "r" only the parts that are used.
 
     Raises:
         UserError: if the file is missing, damaged or pickled.
     """
     try:
-        array: NDArray[np.generic] = np.load(path, allow_pickle=False)
+        array: NDArray[np.generic] = np.load(path, mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a readable .npy array ({error}); run `dvc repro` to write it again") from None
+        raise UserError(
+            f"{path}: not a readable .npy array ({error}); run `dvc repro preprocess` to write it again"
+        ) from None
     return array
 
 

@@ -58,7 +58,7 @@ def download_cifar10(sources: list[str], folder: Path, *, timeout_seconds: float
     archive = cifar10.OFFICIAL_URL.rsplit("/", 1)[1]
     raise UserError(
         f"no source provided all files ({'; '.join(errors)}). To continue, copy {archive} or its unpacked folder to "
-        "this machine and put its path first in download.sources of params.yaml"
+        "a folder outside of data/ and put its path first in download.sources of params.yaml"
     )
 
 

@@ -11,6 +11,7 @@ from cifar_resnet.files import atomic_write, read_json, write_json
 SPLITS = ("train", "validation", "test")
 CLASSES_FILE = "classes.json"
 MANIFEST_FILE = "manifest.csv"
+FILES = (CLASSES_FILE, MANIFEST_FILE, *(f"{split}_{array}.npy" for split in SPLITS for array in ("images", "labels")))
 COLUMNS = ("split", "class", "file", "md5")
 
 

@@ -67,7 +67,6 @@ def read_class_folders(path: Path, source: str, skipped: Skipped) -> RawDataset:
             unreadable; with `skipped.strict`, if a picture is skipped.
     """
     with open_members(path, source, skipped) as members:
-        members = [member for member in members if is_visible_picture(member, skipped)]
         placements = place_pictures([file for file, _ in members], source)
         placed = []
         for member, placement in zip(members, placements, strict=True):
@@ -88,10 +87,10 @@ def is_visible_picture(member: Member, skipped: Skipped) -> bool:
 
 @contextmanager
 def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Member]]:
-    """The files below a folder or in a zip, which stays open during the block."""
+    """The pictures below a folder or in a zip, which stays open during the block."""
     if path.is_dir():
         walk_errors: list[OSError] = []
-        members = list(folder_members(path, walk_errors))
+        members = [member for member in folder_members(path, walk_errors) if is_visible_picture(member, skipped)]
         for error in walk_errors:
             skipped.add(walk_error_text(error))
         for link in sorted(link for link in path.rglob("*") if link.is_symlink() and link.is_dir()):
@@ -100,7 +99,8 @@ def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Mem
     elif path.is_file() and is_zipfile(path):
         try:
             with ZipFile(path) as archive:
-                yield without_common_folder(list(zip_members(archive)))
+                pictures = [member for member in zip_members(archive) if is_visible_picture(member, skipped)]
+                yield without_common_folder(pictures)
         except BadZipFile as error:
             raise UserError(f"{source}: not readable: {error}") from None
     else:
@@ -109,8 +109,8 @@ def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Mem
 
 
 def without_common_folder(members: list[Member]) -> list[Member]:
-    """The members of a zip without the folder that was packed, if there is only one and no file beside it."""
-    paths = [(file.split("/"), open_stream) for file, open_stream in members if not file.startswith("__MACOSX/")]
+    """The pictures of a zip without the folder that was packed, if there is only one and no picture beside it."""
+    paths = [(file.split("/"), open_stream) for file, open_stream in members]
     if len({path[0] for path, _ in paths}) != 1 or any(len(path) == 1 for path, _ in paths):
         return members
     return [("/".join(path[1:]), open_stream) for path, open_stream in paths]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import torch
 
-from cifar_resnet.data.dataset import Pixels
+from cifar_resnet.data.dataset import Pixels, read_array
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write, file_hash, read_json
 from cifar_resnet.inference.onnx_file import Metadata
@@ -102,7 +102,7 @@ def read_train_images(root: Path, classes: list[str]) -> tuple[Pixels, Pixels]:
     if not (root / TRAIN_IMAGES).is_file() or classes_of_data(root) not in (classes, None):
         noise = np.random.default_rng(0).integers(0, 256, (NUM_COMPARED, 3, 32, 32), np.uint8)
         return noise[:0], noise
-    pixels = np.load(root / TRAIN_IMAGES, mmap_mode="r", allow_pickle=False)[: NUM_CALIBRATION + NUM_COMPARED]
+    pixels = read_array(root / TRAIN_IMAGES, mmap_mode="r")[: NUM_CALIBRATION + NUM_COMPARED]
     num_calibration = len(pixels) * NUM_CALIBRATION // (NUM_CALIBRATION + NUM_COMPARED)
     return np.array(pixels[:num_calibration]), np.array(pixels[num_calibration:])
 

@@ -152,14 +152,30 @@ def build_model(
     Raises:
         UserError: if the network has more parameters than `max_parameters`.
     """
+    least = least_parameters(params)
+    if least > 10 * params.max_parameters:  # building it could take all memory
+        raise too_many_parameters(f"at least {least:,}", params)
     model = ResNet(params, channel_mean, channel_std, num_classes=num_classes)
     count = num_parameters(model)
     if count > params.max_parameters:
-        raise UserError(
-            f"params.yaml: the model has {count:,} parameters, model.max_parameters allows {params.max_parameters:,}; "
-            "reduce model.blocks or model.channels"
-        )
+        raise too_many_parameters(f"{count:,}", params)
     return model.to(memory_format=torch.channels_last)
+
+
+def too_many_parameters(found: str, params: ModelParams) -> UserError:
+    return UserError(
+        f"params.yaml: the model has {found} parameters, model.max_parameters allows {params.max_parameters:,}; "
+        "reduce model.blocks or model.channels"
+    )
+
+
+def least_parameters(params: ModelParams) -> int:
+    """A lower bound of the number of parameters: one convolution per block, and one where a later layer begins."""
+    widths = params.channels
+    sizes = zip(params.blocks, params.kernels, widths, strict=True)
+    blocks = sum(count * (kernel * width) ** 2 for count, kernel, width in sizes)
+    skips = sum(a * b * kernel**2 for a, b, kernel in zip(widths, widths[1:], params.skip_kernels[1:], strict=False))
+    return (blocks + skips) // (1 + params.mirrored)
 
 
 @torch.no_grad()

@@ -1,6 +1,8 @@
 """A trained model on disk: model.safetensors (weights, without pickle) and model.json (config)."""
 
+import math
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -56,6 +58,7 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
     """
     try:
         config = upgrade_config(read_json(folder / CONFIG_FILE))
+        check_values(config)
         params, normalisation = ModelParams(**config["architecture"]), config["normalisation"]
         model = resnet.build_model(
             params, normalisation["mean"], normalisation["std"], num_classes=len(config["classes"])
@@ -64,8 +67,22 @@ def load_model(folder: Path, target: torch.device) -> tuple[ResNet, dict[str, An
         weights = load_file(folder / WEIGHTS_FILE)
         model.load_state_dict({"std" if name == "deviation" else name: value for name, value in weights.items()})
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: no usable model ({error}); `dvc repro train` writes one to data/model") from None
+        reason = shorten(str(error), 300, placeholder=" ...")
+        raise UserError(f"{folder}: no usable model ({reason}); `dvc repro train` writes one to data/model") from None
     return model.to(target).eval(), config
+
+
+def check_values(config: dict[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: if predictions with these temperatures or class names would be wrong.
+    """
+    for augmented in (False, True):
+        temperature = fitted_temperature(config, augmented=augmented)
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature {temperature} in {CONFIG_FILE}, a number above 0 needed")
+    if not all(isinstance(name, str) for name in config["classes"]):
+        raise ValueError(f"classes {config['classes']} in {CONFIG_FILE}, names needed")
 
 
 def upgrade_config(config: dict[str, Any]) -> dict[str, Any]:

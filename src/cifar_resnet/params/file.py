@@ -98,7 +98,10 @@ def parse_yaml(text: str) -> Any:
     Raises:
         YAMLError: if it is not valid YAML, or a key stands twice.
     """
-    return YAML(typ="safe").load(text)
+    try:
+        return YAML(typ="safe").load(text)
+    except (ValueError, RecursionError) as error:  # of a value, for example the date 2026-02-30
+        raise YAMLError(str(error)) from None
 
 
 def raw_sections(text: str) -> dict[str, dict[str, Any]]:

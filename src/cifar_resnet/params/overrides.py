@@ -16,7 +16,7 @@ def to_hydra(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(to_hydra, value))}]"
     if not isinstance(value, str):
-        return json.dumps(value)
+        return json.dumps(value, default=str)  # YAML has dates
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in {
         "true",
         "false",
@@ -36,7 +36,7 @@ def preset_options(path: Path) -> str:
         UserError: if the file is not a YAML mapping from full names, for example train.epochs, to values.
     """
     values = read_yaml(path, str(path))
-    if not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
+    if not values or not isinstance(values, dict) or any(isinstance(value, dict) for value in values.values()):
         raise UserError(f"{path}: a line per value needed, with its full name: `train.epochs: 4`")
     return " ".join(f"-S {shlex.quote(f'{name}={to_hydra(value)}')}" for name, value in values.items())
 

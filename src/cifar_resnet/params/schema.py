@@ -11,6 +11,11 @@ from pydantic import model_validator as validator
 BatchSize = Annotated[int, Field(ge=2, le=50_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+Channels = Annotated[int, Field(gt=0, le=4096)]
+Blocks = Annotated[int, Field(gt=0, le=100)]
+Kernel = Annotated[int, Field(gt=0, le=31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0.001, le=0.99)]
 PER_LAYER = ("channels", "blocks", "kernels", "skip_kernels")
 
 
@@ -51,17 +56,19 @@ class PreprocessParams(Section):
         description="Own pictures without validation images: share of each class that is held out for validation; 0 "
         "holds out none."
     )
-    test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
+    test_share: Share = Field(
         description="Own pictures without test images: share of each class that becomes the test set."
     )
-    seed: NonNegativeInt = Field(description="Random seed of the split.")
+    seed: Seed = Field(description="Random seed of the split.")
 
     @validator(mode="after")
     def _check_shares(self) -> "PreprocessParams":
-        if self.validation_share + self.test_share >= 1:
+        if 0 < self.validation_share < 0.001:
+            raise ValueError(f"validation_share is {self.validation_share}: 0, or at least 0.001 allowed")
+        if self.validation_share + self.test_share > 0.99:
             raise ValueError(
-                f"test_share is {self.test_share}: with validation_share {self.validation_share} it leaves no training "
-                "images; together below 1 needed"
+                f"test_share is {self.test_share}: with validation_share {self.validation_share} it leaves too few "
+                "training images; together at most 0.99 allowed"
             )
         return self
 
@@ -72,11 +79,11 @@ class ModelParams(Section):
     stem: Literal["whitening", "convolution"] = Field(
         description="First layer: whitening (fixed 2x2 filters computed from the training images) or convolution (3x3)."
     )
-    stem_channels: PositiveInt = Field(description="Output channels of the first layer; whitening has exactly 24.")
-    channels: list[PositiveInt] = Field(min_length=1, description="Channels of each residual layer.")
-    blocks: list[PositiveInt] = Field(description="Residual blocks of each layer; a block has two convolutions.")
-    kernels: list[PositiveInt] = Field(description="Kernel size of the blocks' convolutions in pixels; odd.")
-    skip_kernels: list[PositiveInt] = Field(
+    stem_channels: Channels = Field(description="Output channels of the first layer; whitening has exactly 24.")
+    channels: list[Channels] = Field(min_length=1, description="Channels of each residual layer.")
+    blocks: list[Blocks] = Field(description="Residual blocks of each layer; a block has two convolutions.")
+    kernels: list[Kernel] = Field(description="Kernel size of the blocks' convolutions in pixels; odd.")
+    skip_kernels: list[Kernel] = Field(
         description="Kernel size in pixels of the convolution that changes the number of channels; odd. With "
         "`downsample: pool` it comes before the pooling of each layer, with stride it is on the skip path of a layer's "
         "first block."
@@ -139,7 +146,7 @@ class ModelParams(Section):
 class TrainParams(Section):
     """The training recipe."""
 
-    seed: NonNegativeInt = Field(description="Random seed of the weights, the image order and the augmentation.")
+    seed: Seed = Field(description="Random seed of the weights, the image order and the augmentation.")
     init: str = Field(
         min_length=1,
         description="Weights to start from: none (random), pretrained (those that come with the package) or the path "

@@ -1,6 +1,6 @@
 """Section `search` of params.yaml, with the check of its search space."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from cifar_resnet.params.schema import PER_LAYER, ModelParams, Name, Section, TrainParams
+from cifar_resnet.params.schema import PER_LAYER, ModelParams, Name, Section, Seed, TrainParams
 
 # The budget of a trial, or without influence on the result.
 NOT_SEARCHABLE = {
@@ -46,7 +46,7 @@ class SearchParams(Section):
     pruner: Literal["none", "median", "halving"] = Field(
         description="Which trials are stopped early: none, those below the median so far, or half of them repeatedly."
     )
-    seed: NonNegativeInt = Field(description="Random seed of the sampler and of the images.")
+    seed: Seed = Field(description="Random seed of the sampler and of the images.")
     trials: PositiveInt = Field(description="Number of trials, over all workers and restarts.")
     minutes: PositiveFloat = Field(description="Minutes after which no trial starts.")
     heartbeat_timeout_seconds: int = Field(
@@ -89,7 +89,7 @@ def searchable_types() -> dict[str, TypeAdapter[Any]]:
     """What search.space may name, each with the type of a value."""
     types: dict[str, Any] = {"model.layers": PositiveInt}
     types |= {f"model.{name}": field.rebuild_annotation() for name, field in ModelParams.model_fields.items()}
-    types |= {f"model.{name}": PositiveInt for name in PER_LAYER}
+    types |= {f"model.{name}": get_args(ModelParams.model_fields[name].annotation)[0] for name in PER_LAYER}
     types |= {f"train.{name}": field.rebuild_annotation() for name, field in TrainParams.model_fields.items()}
     return {name: TypeAdapter(kind) for name, kind in types.items() if name not in NOT_SEARCHABLE}
 

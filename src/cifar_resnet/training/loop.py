@@ -24,6 +24,7 @@ from cifar_resnet.training.initial_weights import InitialWeights
 from cifar_resnet.training.loader import BatchLoader
 
 WHITENING_IMAGES = 5_000
+SAM_SHARE = 4  # sharpness-aware minimization takes its first gradient from every fourth image of the batch
 
 
 class TrainState:
@@ -104,7 +105,8 @@ def fit(
     """
     for epoch in range(state.epochs_done, params.epochs):
         start = time.perf_counter()
-        for images, labels in islice(loader.epoch(epoch), len(state.step_metrics), None):
+        steps_done = len(state.step_metrics)  # more than 0 after a resume
+        for images, labels in islice(loader.epoch(epoch), steps_done, None):
             schedule_learning_rate(state, loader, params)
             loss, accuracy = train_step(state, images, labels, params, precision, loader.world)
             state.step_metrics.append((loss, accuracy))
@@ -133,21 +135,20 @@ def train_step(
     state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
 ) -> tuple[float, float]:
     """One update; returns (loss, accuracy) of the global batch, measured at the perturbed weights if `sam_rho` > 0."""
-    target = state.model.mean.device
-    images, labels = images.to(target, non_blocking=True), labels.to(target, non_blocking=True)
+    images, labels = (tensor.to(world.device, non_blocking=True) for tensor in (images, labels))
     if params.sam_rho:
-        backward(state, images[::4], labels[::4], params, precision, world)
+        compute_gradients(state, images[::SAM_SHARE], labels[::SAM_SHARE], params, precision, world)
         with optimizer.sam_perturbation(state.model, params.sam_rho):
-            metrics = backward(state, images, labels, params, precision, world)
+            metrics = compute_gradients(state, images, labels, params, precision, world)
     else:
-        metrics = backward(state, images, labels, params, precision, world)
+        metrics = compute_gradients(state, images, labels, params, precision, world)
     for optimizer_ in state.optimizers:
         optimizer_.step()
     state.ema.update_parameters(state.model)
     return float(metrics[0]), float(metrics[1])
 
 
-def backward(
+def compute_gradients(
     state: TrainState, images: Tensor, labels: Tensor, params: TrainParams, precision: torch.dtype, world: World
 ) -> Tensor:
     """Compute the gradients of the global batch in every process; returns its (loss, accuracy)."""
