@@ -244,12 +244,14 @@ def test_a_study_of_an_earlier_version_is_continued_and_one_from_other_weights_i
 
 def test_an_unusable_database_is_one_line_without_the_password(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for storage in ("postgresql://me:secret@127.0.0.1:9/none", f"sqlite:///{tmp_path}/file/search.db"):
+    local = (f"sqlite:///{tmp_path}/file/search.db", f"sqlite:///{tmp_path}")
+    for storage in ("postgresql://me:secret@127.0.0.1:9/none", *local):
         with pytest.raises(UserError, match=r"search.storage: .* cannot be used") as caught:
             make_study(tmp_path, storage=storage)
         assert "secret" not in str(caught.value)
         assert "\n" not in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not Path(f"{tmp_path}.lock").exists()
 
 
 def test_a_database_that_fails_later_is_one_line(tmp_path: Path) -> None:
@@ -272,6 +274,53 @@ def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Pat
     message = f"search.study: there is no architecture in {root}/search.db; run `make search` first"
     assert str(caught.value) == message
     assert not root.exists()
+
+
+@pytest.mark.parametrize("data", [None, ("data", 10)])
+def test_a_database_of_another_program_is_refused_and_not_changed(tmp_path: Path, data: tuple[str, int] | None) -> None:
+    with closing(sqlite3.connect(tmp_path / "search.db")) as database, database:
+        database.execute("create table mine (number)")
+    before = (tmp_path / "search.db").read_bytes()
+    with pytest.raises(UserError) as caught:
+        Study(tmp_path, tiny_params(), data)
+    assert str(caught.value) == (
+        f"search.storage: {tmp_path}/search.db belongs to another program (it has the table mine and none of "
+        "Optuna's); name a database that the search has to itself"
+    )
+    assert (tmp_path / "search.db").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["search.db"]
+
+
+def test_reading_leaves_an_empty_database_empty(tmp_path: Path) -> None:
+    (tmp_path / "search.db").touch()
+    with pytest.raises(UserError, match=r"there is no architecture in .*; run `make search` first"):
+        Study(tmp_path, tiny_params())
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("search.db", 0)]
+
+
+@pytest.mark.parametrize("data", [None, ("data", 10)])
+def test_a_study_with_trials_of_another_program_is_refused_and_not_changed(
+    tmp_path: Path, data: tuple[str, int] | None
+) -> None:
+    foreign = optuna.create_study(storage=f"sqlite:///{tmp_path}/search.db", study_name="architecture")
+    foreign.optimize(lambda _: 0.5, n_trials=1)
+    with pytest.raises(UserError) as caught:
+        Study(tmp_path, tiny_params(), data)
+    assert str(caught.value) == (
+        f"search.study: architecture in {tmp_path}/search.db has trials that `cifar-resnet search` did not create; "
+        "choose another name"
+    )
+    assert foreign.user_attrs == {}
+
+
+@pytest.mark.parametrize("storage", ["postgresql://u:secret@h:abc/db", "postgresql://u:secret@[::1/db"])
+def test_an_address_that_is_no_url_is_one_line_without_the_password(tmp_path: Path, storage: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Study(tmp_path, tiny_params(search={"storage": storage}))
+    assert str(caught.value) == (
+        "search.storage: postgresql://... is not an address, for example because its port is not a number; allowed "
+        "are sqlite:///file and postgresql+psycopg2://user@host:port/database"
+    )
 
 
 def test_a_value_that_no_trial_allows_is_named(tmp_path: Path) -> None:

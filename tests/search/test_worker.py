@@ -184,6 +184,9 @@ def test_mistakes_are_errors_before_anything_trains(
     with pytest.raises(UserError, match=r"there is no architecture in .*run `make search` first"):
         run(monkeypatch, root, "best")
     assert not (root / "search.db").exists()
+    shutil.rmtree(root / "data")
+    with pytest.raises(UserError, match=r"/statistics.json: not found; run `dvc repro preprocess`$"):
+        run(monkeypatch, root)
 
 
 OVERRIDES = {

@@ -167,6 +167,13 @@ def test_a_missing_model_or_project_is_reported(root: Path, tmp_path: Path, caps
         backfill.backfill_runs(tmp_path / "empty")
 
 
+def test_outside_of_the_project_the_command_creates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cifar_resnet", "backfill"])
+    with pytest.raises(UserError, match=r"^params.yaml: not found in .*; run from the project's root$"):
+        command.main(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_lost_artifacts_are_restored(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     backfill.backfill_runs(root)
     client = connect(root)

@@ -189,10 +189,24 @@ def test_an_unreachable_server_is_an_error_in_one_line_after_a_few_seconds(
     assert "\n" not in message
 
 
-def test_a_file_that_is_no_database_is_an_error_with_advice(tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_bytes(b"no database" * 100)
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_file_or_folder_that_is_no_database_is_an_error_with_advice_at_once(tmp_path: Path, is_folder: bool) -> None:
+    database = tmp_path / "mlflow.db"
+    database.mkdir() if is_folder else database.write_bytes(b"no database" * 100)
+    start = time.monotonic()
     with pytest.raises(UserError, match="move it away: `make mlflow-backfill` fills a new one"):
         connect(tmp_path)
+    assert time.monotonic() - start < 5
+    assert list(tmp_path.iterdir()) == [database]
+
+
+@pytest.mark.parametrize("command", [["registry", "list"], ["registry", "rollback"], ["registry", "promote", "1"]])
+def test_without_a_database_no_model_is_registered_and_nothing_is_created(tmp_path: Path, command: list[str]) -> None:
+    write_params(tmp_path)
+    arguments = make_parser().parse_args(command)
+    with pytest.raises(UserError, match=r"^no model cifar10-resnet is registered in .*; run `dvc repro register`$"):
+        arguments.command(tmp_path, arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize(
@@ -207,6 +221,7 @@ def test_a_file_that_is_no_database_is_an_error_with_advice(tmp_path: Path) -> N
         ("postgresql+pg8000://127.0.0.1:9/x?user=me&password=secret", DRIVER_ADVICE),
         ("postgresql+psycopg2://me:secret@db:port/x", "start it or unset MLFLOW_TRACKING_URI"),
         ("http://me:secret@host:port", "start it or unset MLFLOW_TRACKING_URI"),
+        ("sqlite://me:secret@h:abc/x", f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"),
     ],
 )
 def test_an_address_that_cannot_be_used_gets_the_advice_for_its_kind(

@@ -9,7 +9,9 @@ def add_backfill_arguments(parser: ArgumentParser) -> None:
 
 
 def backfill_command(root: Path, arguments: Namespace) -> int:  # noqa: ARG001
+    from cifar_resnet.params.file import load_params
     from cifar_resnet.tracking.backfill import backfill_runs
 
+    load_params(root / "params.yaml")  # outside the project's root, this fails before MLflow creates a database
     backfill_runs(root)
     return 0

@@ -31,17 +31,18 @@ def registry_command(root: Path, arguments: Namespace) -> int:
         decision = add_pretrained(root, policy)
         outcome = "is the champion" if decision.champion else "is not the champion"
         print(f"add: {decision.model_name} version {decision.version} {outcome}: {decision.reason}")
-    elif arguments.action == "list" or arguments.dry_run:
-        with open_registry(root) as client:
-            if client is None:
-                raise missing_model_error(name, address)
-            with require_mlflow(client):
-                if arguments.action == "list":
-                    print(list_models(client, name, address))
-                else:
-                    print(change_champion(client, name, arguments, address))
-    else:
-        client = connect(root)
-        with registry_lock(client, root), require_mlflow(client):
-            print(change_champion(client, name, arguments, address))
+        return 0
+    with open_registry(root) as client:  # creates nothing
+        if client is None:
+            raise missing_model_error(name, address)
+        with require_mlflow(client):
+            if arguments.action == "list":
+                print(list_models(client, name, address))
+                return 0
+            if arguments.dry_run:
+                print(change_champion(client, name, arguments, address))
+                return 0
+    client = connect(root)
+    with registry_lock(client, root), require_mlflow(client):
+        print(change_champion(client, name, arguments, address))
     return 0

@@ -32,10 +32,9 @@ from cifar_resnet.search.space import (
     trial_params,
 )
 from cifar_resnet.search.trial import SearchTrial, TrialResult, retry_trial, trial_outcome, trial_result
-from cifar_resnet.tracking.location import DRIVER_ADVICE, display_uri, project_home, without_secrets
+from cifar_resnet.tracking.location import DRIVER_ADVICE, database_url, display_uri, table_names, without_secrets
 
 IDENTITY_KEY = "made_with"
-SERVER_OPTIONS: dict[str, Any] = {"connect_args": {"connect_timeout": 10}}
 
 
 class TakenOverError(Exception):
@@ -51,8 +50,8 @@ class Study:
         data: hash of the training images and number of their classes; None opens an existing study to read it.
 
     Raises:
-        UserError: if no network is within the budget, the database cannot be used, or the study is missing (with
-            `data` None) or was created with another search space or another budget for a trial.
+        UserError: if no network is within the budget, if the database cannot be used or is another program's, or if
+            the study is missing (with `data` None), foreign, or was created with another space or budget for a trial.
     """
 
     def __init__(self, root: Path, params: Params, data: tuple[str, int] | None = None) -> None:
@@ -61,16 +60,12 @@ class Study:
         self.images_hash, self.num_classes = data or ("", 0)
         self.sampler = BudgetSampler(params, self.num_classes)
         self.last_heartbeat = 0.0
-        self.url = sqlalchemy.make_url(params.search.storage)
+        self.url = database_url(params.search.storage, root, key="search.storage")
         self.is_local = self.url.drivername == "sqlite"
-        if self.is_local:
-            home = project_home(root)
-            self.url = self.url.set(database=str(home / str(self.url.database)))
+        self.connect_options = {"timeout": 60} if self.is_local else {"connect_timeout": 10}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         if data is not None:  # fails before the database exists if no network is within the budget
             optuna.create_study(sampler=self.sampler).ask(self.space)
-        elif self.is_local and not Path(str(self.url.database)).exists():
-            raise self._missing_study_error()
         self.storage, self.optuna_study = self._open(create=data is not None)
         if data is not None:
             self._check_identity(study_identity(params, self.images_hash))
@@ -82,18 +77,24 @@ class Study:
             with FileLock(f"{self.url.database}.lock"):
                 yield
             return
-        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool, **SERVER_OPTIONS)
+        engine = sqlalchemy.create_engine(self.url, poolclass=sqlalchemy.NullPool, connect_args=self.connect_options)
         with engine.begin() as connection:
             connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtext('cifar-resnet search'))"))
             yield
 
     def _open(self, *, create: bool) -> tuple[optuna.storages.RDBStorage, optuna.Study]:
         try:
+            self._check_tables(create=create)
             with self.lock() if create or self._can_lock else nullcontext():
                 storage = self._create_storage()
                 if create:
-                    return storage, self._load_or_create_study(storage)
-                return storage, optuna.load_study(study_name=self.params.search.study, storage=storage)
+                    study = self._load_or_create_study(storage)
+                else:
+                    study = optuna.load_study(study_name=self.params.search.study, storage=storage)
+                self._check_trials(study)
+                return storage, study
+        except UserError:
+            raise
         except KeyError:
             raise self._missing_study_error() from None
         except Exception as error:
@@ -132,14 +133,33 @@ class Study:
         study = self.params.search.study
         return UserError(f"search.study: there is no {study} in {self._address}; run `make search` first")
 
+    def _check_tables(self, *, create: bool) -> None:
+        """Check the database before Optuna opens it and adds its tables, and before the lock adds a file."""
+        tables = table_names(self.url.render_as_string(hide_password=False), self.connect_options)
+        if "studies" in tables:  # the first table that Optuna creates
+            return
+        if tables:
+            raise UserError(
+                f"search.storage: {self._address} belongs to another program (it has the table {min(tables)} and none "
+                "of Optuna's); name a database that the search has to itself"
+            )
+        if not create:
+            raise self._missing_study_error()
+
+    def _check_trials(self, study: optuna.Study) -> None:
+        if IDENTITY_KEY not in study.user_attrs and study.get_trials(deepcopy=False):
+            raise UserError(
+                f"search.study: {study.study_name} in {self._address} has trials that `cifar-resnet search` did not "
+                "create; choose another name"
+            )
+
     def _create_storage(self) -> optuna.storages.RDBStorage:
         timeout = self.params.search.heartbeat_timeout_seconds
-        options = {"connect_args": {"timeout": 60}} if self.is_local else SERVER_OPTIONS | {"pool_pre_ping": True}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)  # the heartbeat
             return optuna.storages.RDBStorage(
                 self.url.render_as_string(hide_password=False),
-                engine_kwargs=options,
+                engine_kwargs={"connect_args": self.connect_options, "pool_pre_ping": not self.is_local},
                 heartbeat_interval=max(1, timeout // 6),
                 grace_period=timeout,
             )

@@ -45,7 +45,8 @@ class SearchData:
 def load_search_data(root: Path, params: Params) -> SearchData:
     """
     Raises:
-        UserError: if a class has too few images, or if the search changes a network that starts from other weights.
+        UserError: if the data is not prepared, a class has too few images, or the search changes a network that starts
+            from other weights.
     """
     searched = [name for name in params.search.space if name.startswith("model.")]
     if params.train.init != RANDOM and searched:
@@ -54,8 +55,12 @@ def load_search_data(root: Path, params: Params) -> SearchData:
             f"({', '.join(searched)}): set train.init to none, or search values of train only"
         )
     initial = load_initial_weights(root, params.train.init, params.model)
-    statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
-    train, validation = search_split(dataset.read_split(root / PREPARED, "train"), statistics, params.search)
+    try:
+        statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
+        images = dataset.read_split(root / PREPARED, "train")
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: not found; run `dvc repro preprocess`") from None
+    train, validation = search_split(images, statistics, params.search)
     return SearchData(train, validation, statistics, initial)
 
 

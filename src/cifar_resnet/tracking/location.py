@@ -8,6 +8,7 @@ import shlex
 import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import mlflow
@@ -61,7 +62,7 @@ def local_database(uri: str) -> Path | None:
         return None
     try:
         name = sqlalchemy.make_url(uri).database
-    except sqlalchemy.exc.ArgumentError:  # MLflow reports it
+    except (ValueError, sqlalchemy.exc.ArgumentError):  # MLflow reports it
         return None
     return Path(name) if name and not name.startswith(("file:", ":memory:")) else None
 
@@ -92,25 +93,59 @@ def set_tracking_uri(uri: str) -> None:
 
 
 def prepare_connection(uri: str) -> None:
-    """Set MLflow's tracking URI and limits, and check that a database on a server can be reached.
+    """Set MLflow's tracking URI and limits, and check that a database can be opened.
 
     Raises:
-        Exception: of any type, if it cannot be reached: at once, where MLflow would retry for minutes.
+        Exception: of any type, if it cannot be opened: at once, where MLflow would retry for minutes.
     """
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns at every retry
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs tracebacks
     for key, value in CONNECTION_LIMITS.items():
         os.environ.setdefault(key, value)
     set_tracking_uri(uri)
-    if is_database(uri) and not uri.startswith("sqlite"):
-        with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect():
-            pass
+    if local_database(uri):
+        table_names(uri, {"timeout": 60})
+    elif is_database(uri) and not uri.startswith("sqlite"):
+        table_names(uri, {})
+
+
+def database_url(uri: str, root: Path, *, key: str) -> sqlalchemy.URL:
+    """The URL of a database; a relative path of SQLite starts at the project's root.
+
+    Args:
+        key: of params.yaml, for the message.
+
+    Raises:
+        UserError: if the text is not a URL; the message has no password.
+    """
+    try:
+        url = sqlalchemy.make_url(uri)
+    except (ValueError, sqlalchemy.exc.ArgumentError):
+        raise UserError(
+            f"{key}: {display_uri(uri)} is not an address, for example because its port is not a number; allowed are "
+            "sqlite:///file and postgresql+psycopg2://user@host:port/database"
+        ) from None
+    return url.set(database=str(project_home(root) / str(url.database))) if url.drivername == "sqlite" else url
+
+
+def table_names(uri: str, connect_options: dict[str, Any]) -> list[str]:
+    """The tables of a database; an SQLite file that does not exist has none and is not created.
+
+    Raises:
+        Exception: of any type, if the database cannot be opened.
+    """
+    database = local_database(uri)
+    if database is not None and not database.exists():
+        return []
+    engine = sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool, connect_args=connect_options)
+    return sqlalchemy.inspect(engine).get_table_names()
 
 
 def display_uri(uri: str) -> str:
     """The path of a local database, or the URI without user, password and options, which can be secrets."""
-    if uri.startswith("sqlite"):
-        return str(local_database(uri) or uri)
+    database = local_database(uri)
+    if database or (uri.startswith("sqlite") and "@" not in uri):
+        return str(database or uri)
     with suppress(ValueError, sqlalchemy.exc.ArgumentError):  # for example a port that is not a number
         if not is_database(uri):
             parts = urlsplit(uri)
@@ -157,7 +192,7 @@ def unusable_error(uri: str, error: Exception) -> UserError:
         advice = DRIVER_ADVICE
     elif local_database(uri) is not None:
         advice = "make the file readable and writable, or move it away: `make mlflow-backfill` fills a new one"
-    elif (is_database(uri) and "://" in uri) or uri_scheme(uri) in ("http", "https"):
+    elif (is_database(uri) and "://" in uri and uri_scheme(uri) != "sqlite") or uri_scheme(uri) in ("http", "https"):
         advice = "start it or unset MLFLOW_TRACKING_URI"
     else:
         advice = f"MLFLOW_TRACKING_URI can be {ALLOWED_URIS}; without it, mlflow.db is used"

@@ -58,6 +58,10 @@ def read_revision_file(root: Path, revision: str, path: str) -> bytes:
         is_missing = isinstance(error, PathMissingError)
         reason = "neither in Git nor in DVC's cache" if is_missing else " ".join(str(error).split())
         raise UserError(f"{revision}: no {path} ({reason}); run `dvc repro evaluate` there, or `dvc pull`") from None
+    except AttributeError as error:
+        if error.name != "tree":
+            raise
+        raise UserError(f"{revision}: not a commit; name a commit, a branch, a tag or an experiment of DVC") from None
 
 
 def list_revisions(root: Path) -> list[Revision]:
