@@ -422,7 +422,7 @@ def test_the_error_for_a_missing_input_names_the_command_that_makes_it(tmp_path:
     write_params(tmp_path)
     with pytest.raises(UserError, match=r"data_batch_1\.bin: missing; run `dvc repro download`"):
         stage("preprocess").main(tmp_path)
-    with pytest.raises(UserError, match=r"train_images.npy: not a readable .npy array .* run `dvc repro`"):
+    with pytest.raises(UserError, match=r"train_images.npy: not a readable .npy array .* run `dvc repro preprocess`"):
         stage("train").main(tmp_path)
 
 
