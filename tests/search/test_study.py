@@ -271,7 +271,7 @@ def test_a_missing_study_is_one_line_with_the_path_of_the_database(tmp_path: Pat
     root = tmp_path / "it's a #1"
     with pytest.raises(UserError) as caught:
         Study(root, tiny_params())
-    message = f"search.study: there is no architecture in {root}/search.db; run `make search` first"
+    message = f"search.study: there is no study architecture in {root}/search.db; run `make search` first"
     assert str(caught.value) == message
     assert not root.exists()
 
@@ -293,7 +293,7 @@ def test_a_database_of_another_program_is_refused_and_not_changed(tmp_path: Path
 
 def test_reading_leaves_an_empty_database_empty(tmp_path: Path) -> None:
     (tmp_path / "search.db").touch()
-    with pytest.raises(UserError, match=r"there is no architecture in .*; run `make search` first"):
+    with pytest.raises(UserError, match=r"there is no study architecture in .*; run `make search` first"):
         Study(tmp_path, tiny_params())
     assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("search.db", 0)]
 

@@ -181,7 +181,7 @@ def test_mistakes_are_errors_before_anything_trains(
     root = create_project(tmp_path, project, search={"train_per_class": 14})
     with pytest.raises(UserError, match=r"are 14 and 5: together at most 18 allowed, a class's training images"):
         run(monkeypatch, root)
-    with pytest.raises(UserError, match=r"there is no architecture in .*run `make search` first"):
+    with pytest.raises(UserError, match=r"there is no study architecture in .*run `make search` first"):
         run(monkeypatch, root, "best")
     assert not (root / "search.db").exists()
     shutil.rmtree(root / "data")

@@ -131,7 +131,7 @@ class Study:
 
     def _missing_study_error(self) -> UserError:
         study = self.params.search.study
-        return UserError(f"search.study: there is no {study} in {self._address}; run `make search` first")
+        return UserError(f"search.study: there is no study {study} in {self._address}; run `make search` first")
 
     def _check_tables(self, *, create: bool) -> None:
         """Check the database before Optuna opens it and adds its tables, and before the lock adds a file."""
