@@ -16,25 +16,26 @@ RAW = "data/raw"
 
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml").download
-    clear_raw(root / RAW)
+    require_own_files(root / RAW)
     if params.dataset == "folder":
+        shutil.rmtree(root / RAW, ignore_errors=True)  # may have files of CIFAR-10, or of splits that are no more
         convert_folder(root, str(Path(params.folder)), strict=params.strict)
         return
     source = download_cifar10(params.sources, root / RAW, timeout_seconds=params.timeout_seconds)
+    for name in raw_dataset.FILES:
+        (root / RAW / name).unlink(missing_ok=True)
     print(f"download: 60,000 images from {source} -> {RAW}, all checksums match")
 
 
-def clear_raw(folder: Path) -> None:
-    """Delete the files of an earlier download, which may be of the other kind.
-
+def require_own_files(folder: Path) -> None:
+    """
     Raises:
-        UserError: if there are other files, for example an archive that the user put there; nothing is deleted then.
+        UserError: if the folder has files that no download writes, for example an archive that the user put there.
     """
     own = {*cifar10.MD5, *raw_dataset.FILES}
     others = sorted(path.name for path in folder.glob("[!.]*") if path.name not in own)
     if others:
-        raise UserError(f"{RAW} has {others[0]}, which this stage would delete; move it to a folder outside of {RAW}")
-    shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(f"{RAW} has {others[0]}, which this stage did not write; move it to a folder outside of {RAW}")
 
 
 def convert_folder(root: Path, folder: str, *, strict: bool) -> None:

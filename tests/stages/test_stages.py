@@ -46,9 +46,21 @@ def test_download_deletes_no_file_of_the_user(tmp_path: Path) -> None:
     write_raw(tmp_path / "data/raw")
     (tmp_path / "data/raw/cifar-10-binary.tar.gz").write_bytes(b"archive")
     write_params(tmp_path, download={"sources": ["data/raw/cifar-10-binary.tar.gz"]})
-    with pytest.raises(UserError, match=r"data/raw has cifar-10-binary.tar.gz, which this stage would delete; move it"):
+    with pytest.raises(UserError, match=r"data/raw has cifar-10-binary.tar.gz, which this stage did not write; move it"):
         stage("download").main(tmp_path)
     assert len(list((tmp_path / "data/raw").iterdir())) == 7
+
+
+def test_the_files_in_data_raw_can_be_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_raw(tmp_path / "data/raw")
+    (tmp_path / "data/raw/classes.json").touch()  # of own pictures before
+    md5 = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "data/raw").glob("*.bin")}
+    monkeypatch.setattr(cifar10, "MD5", md5)
+    monkeypatch.chdir(tmp_path)
+    write_params(tmp_path, download={"sources": ["data/raw"]})
+    stage("download").main(tmp_path)
+    written = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (tmp_path / "data/raw").iterdir()}
+    assert written == md5
 
 
 def write_photos(folder: Path, per_class: int, seed: int) -> None:

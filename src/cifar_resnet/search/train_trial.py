@@ -57,10 +57,9 @@ def load_search_data(root: Path, params: Params) -> SearchData:
     initial = load_initial_weights(root, params.train.init, params.model)
     try:
         statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
-        images = dataset.read_split(root / PREPARED, "train")
     except FileNotFoundError as error:
         raise UserError(f"{error.filename}: not found; run `dvc repro preprocess`") from None
-    train, validation = search_split(images, statistics, params.search)
+    train, validation = search_split(dataset.read_split(root / PREPARED, "train"), statistics, params.search)
     return SearchData(train, validation, statistics, initial)
 
 

@@ -24,7 +24,7 @@ from cifar_resnet.training.initial_weights import InitialWeights
 from cifar_resnet.training.loader import BatchLoader
 
 WHITENING_IMAGES = 5_000
-SAM_SHARE = 4  # sharpness-aware minimization takes its first gradient from every fourth image of the batch
+SAM_STRIDE = 4  # sharpness-aware minimization takes its first gradient from every fourth image of the batch
 
 
 class TrainState:
@@ -137,7 +137,7 @@ def train_step(
     """One update; returns (loss, accuracy) of the global batch, measured at the perturbed weights if `sam_rho` > 0."""
     images, labels = (tensor.to(world.device, non_blocking=True) for tensor in (images, labels))
     if params.sam_rho:
-        compute_gradients(state, images[::SAM_SHARE], labels[::SAM_SHARE], params, precision, world)
+        compute_gradients(state, images[::SAM_STRIDE], labels[::SAM_STRIDE], params, precision, world)
         with optimizer.sam_perturbation(state.model, params.sam_rho):
             metrics = compute_gradients(state, images, labels, params, precision, world)
     else:
