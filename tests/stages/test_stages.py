@@ -46,7 +46,9 @@ def test_download_deletes_no_file_of_the_user(tmp_path: Path) -> None:
     write_raw(tmp_path / "data/raw")
     (tmp_path / "data/raw/cifar-10-binary.tar.gz").write_bytes(b"archive")
     write_params(tmp_path, download={"sources": ["data/raw/cifar-10-binary.tar.gz"]})
-    with pytest.raises(UserError, match=r"data/raw has cifar-10-binary.tar.gz, which this stage did not write; move it"):
+    with pytest.raises(
+        UserError, match=r"data/raw has cifar-10-binary.tar.gz, which this stage did not write; move it"
+    ):
         stage("download").main(tmp_path)
     assert len(list((tmp_path / "data/raw").iterdir())) == 7
 
