@@ -61,10 +61,6 @@ def main() -> None:
 def run_benchmark() -> None:
     device.disable_malloc_trim()
     params = load_params(ROOT / "params.yaml")
-    if params.train.low_resolution_epochs >= params.train.epochs:
-        sys.exit(
-            "params.yaml: train.low_resolution_epochs must be below train.epochs, because steps at 32 pixels are timed"
-        )
     precision, _ = device.select_dtype(params.train.precision, device.select_device())
     train = read_split(ROOT / "data/prepared", "train")
     statistics = json.loads((ROOT / "data/prepared/statistics.json").read_text(encoding="utf-8"))

@@ -41,7 +41,7 @@ def small_model(variant: str) -> tuple[resnet.ResNet, ModelParams]:
     """A small network of the variant's form, with statistics of batch norms that are not the initial ones."""
     torch.manual_seed(0)
     overrides = {key: value for key, value in VARIANTS[variant].items() if key.startswith("model.")}
-    overrides = {**overrides, **SMALL, "model.max_parameters": 5_000_000, "train.low_resolution_epochs": 0}
+    overrides = {**overrides, **SMALL, "model.max_parameters": 5_000_000, "train.low_resolution_share": 0}
     params = with_overrides(load_params(ROOT / "params.yaml"), overrides).model
     model = resnet.build_model(params, [0.49, 0.48, 0.45], [0.25, 0.24, 0.26], num_classes=10)
     resnet.init_whitening(model, torch.from_numpy(PIXELS), 5e-4)

@@ -31,7 +31,7 @@ def test_the_default_network_has_fewer_than_five_million_parameters() -> None:
 
 def whitened(**changes: object) -> resnet.ResNet:
     torch.manual_seed(0)
-    named = {f"model.{key}": value for key, value in changes.items()} | {"train.low_resolution_epochs": 0}
+    named = {f"model.{key}": value for key, value in changes.items()} | {"train.low_resolution_share": 0}
     model = resnet.build_model(with_overrides(VALUES, named).model, [0.5] * 3, [0.25] * 3, num_classes=10)
     resnet.init_whitening(model, torch.from_numpy(tiny_images(20, seed=0).pixels), 0.0)
     return model

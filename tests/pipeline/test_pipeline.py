@@ -14,7 +14,7 @@ pytestmark = pytest.mark.pipeline
 TINY = {
     "preprocess": {"validation_per_class": 4900},  # leaves 1,000 training images
     "model": {"channels": [8, 16, 16]},
-    "train": {"epochs": 2, "low_resolution_epochs": 1, "batch_size": 100, "bias_lr": 1.0},
+    "train": {"epochs": 2, "low_resolution_share": 0.5, "batch_size": 100, "bias_lr": 1.0},
 }
 
 

@@ -202,7 +202,7 @@ def test_train_starts_from_another_model_and_records_its_weights(project: Path, 
     (tmp_path / "data").mkdir()
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     source = project / "data/model"
-    write_params(tmp_path, train={"init": str(source), "epochs": 1, "low_resolution_epochs": 0})
+    write_params(tmp_path, train={"init": str(source), "epochs": 1, "low_resolution_share": 0})
     stage("train").main(tmp_path)
     provenance = json.loads((tmp_path / "data/model/model.json").read_text())["provenance"]
     assert provenance["init"] == str(source)

@@ -27,7 +27,7 @@ def test_order_and_augmentation_depend_only_on_seed_epoch_and_params() -> None:
 
 
 def test_an_epoch_has_full_batches_and_each_image_at_most_once() -> None:
-    loader = make_loader(translation=0, flip="none", low_resolution_epochs=0, batch_size=15)
+    loader = make_loader(translation=0, flip="none", low_resolution_share=0, batch_size=15)
     images_of_epoch = torch.cat([images for images, _ in loader.epoch(0)])
     assert len(loader) == 3
     assert len(images_of_epoch) == 45
@@ -35,7 +35,7 @@ def test_an_epoch_has_full_batches_and_each_image_at_most_once() -> None:
 
 
 def test_images_keep_their_labels() -> None:
-    loader = make_loader(translation=0, flip="none", low_resolution_epochs=0)
+    loader = make_loader(translation=0, flip="none", low_resolution_share=0)
     true_labels = {pixels.tobytes(): label for pixels, label in zip(IMAGES.pixels, IMAGES.labels, strict=True)}
     for images, labels in loader.epoch(0):
         assert [true_labels[image.contiguous().numpy().tobytes()] for image in images] == labels.tolist()
@@ -49,7 +49,7 @@ def test_alternating_flip_shows_both_versions_of_an_image_in_two_epochs() -> Non
 
 
 def test_the_first_epochs_have_a_lower_resolution() -> None:
-    loader = make_loader(low_resolution_epochs=1)
+    loader = make_loader(low_resolution_share=0.4)
     assert [next(iter(loader.epoch(epoch)))[0].shape[-1] for epoch in (0, 1)] == [24, 32]
 
 

@@ -42,7 +42,7 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_low_resolution(self) -> "Params":
-        if not self.train.low_resolution_epochs:
+        if not self.train.low_resolution_epochs():
             return self
         kernel, low = self.model.head_pool_kernel, self.model.resolution(self.train.low_resolution)
         if low < 1:
@@ -52,7 +52,7 @@ class Params(Section):
             )
         if low // min(kernel, low) != self.model.resolution(32) // kernel:
             raise ValueError(
-                f"model.head_pool_kernel is {kernel}: with train.low_resolution_epochs it must leave as much at "
+                f"model.head_pool_kernel is {kernel}: with train.low_resolution_share it must leave as much at "
                 f"{self.train.low_resolution} pixels as at 32; take {self.model.resolution(32)}"
             )
         return self

@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
@@ -13,12 +12,12 @@ from pydantic import (
     model_validator,
 )
 
-from cifar_resnet.params.schema import PER_LAYER, ModelParams, Name, Section, Seed, TrainParams
+from cifar_resnet.params.schema import PER_LAYER, Fraction, ModelParams, Name, Section, Seed, TrainParams
 
 # The budget of a trial, or without influence on the result.
 NOT_SEARCHABLE = {
     "model.max_parameters",
-    *(f"train.{name}" for name in ("seed", "epochs", "low_resolution_epochs", "low_resolution")),
+    *(f"train.{name}" for name in ("seed", "epochs", "low_resolution_share", "low_resolution")),
     *(f"train.{name}" for name in ("device", "precision", "processes", "sync_batch_norm")),
 }
 
@@ -53,7 +52,7 @@ class SearchParams(Section):
         ge=2, description="Seconds without a heartbeat after which a worker's trial is given to another worker."
     )
     epochs: PositiveInt = Field(description="Epochs of a trial.")
-    low_resolution_epochs: NonNegativeInt = Field(description="Epochs of a trial, at the start, with smaller images.")
+    low_resolution_share: Fraction = Field(description="As train.low_resolution_share, of a trial.")
     train_per_class: PositiveInt = Field(description="Training images of each class that a trial trains on.")
     validation_per_class: PositiveInt = Field(
         description="Other training images of each class that a trial is measured on."
@@ -75,13 +74,9 @@ class SearchParams(Section):
         return {name: _check_choices(name, choices) for name, choices in space.items()}
 
     @model_validator(mode="after")
-    def _check_pruner_and_epochs(self) -> "SearchParams":
+    def _check_pruner(self) -> "SearchParams":
         if self.sampler == "nsga2" and self.pruner != "none":
             raise ValueError(f"pruner is {self.pruner}: nsga2 weighs accuracy against cost, so it must be none")
-        if self.low_resolution_epochs > self.epochs:
-            raise ValueError(
-                f"low_resolution_epochs is {self.low_resolution_epochs}: at most epochs ({self.epochs}) allowed"
-            )
         return self
 
 

@@ -146,7 +146,7 @@ def trial_params(params: Params, overrides: dict[str, Any]) -> Params:
     """
     budget = {
         "train.epochs": params.search.epochs,
-        "train.low_resolution_epochs": params.search.low_resolution_epochs,
+        "train.low_resolution_share": params.search.low_resolution_share,
         "train.processes": 1,
     }
     return with_overrides(params, overrides | budget)
@@ -189,7 +189,7 @@ def study_identity(params: Params, data: str) -> dict[str, Any]:
         f"nsga2 of {params.search.cost}" if params.search.sampler == "nsga2" else "random or tpe"
     )
     identity |= flatten({"search": params.search.model_dump(mode="json", exclude=free)})
-    searched = {*params.search.space, "train.epochs", "train.low_resolution_epochs", "train.processes"}
+    searched = {*params.search.space, "train.epochs", "train.low_resolution_share", "train.processes"}
     if params.train.init == RANDOM:  # studies of earlier versions do not have the key
         searched.add("train.init")
     return {key: value for key, value in identity.items() if key not in searched} | {"training images": data}

@@ -35,7 +35,7 @@ class BatchLoader:
         return len(self.labels) // self.batch_size
 
     def resolution(self, epoch: int) -> int:
-        return self.params.low_resolution if epoch < self.params.low_resolution_epochs else 32
+        return self.params.low_resolution if epoch < self.params.low_resolution_epochs() else 32
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images uint8 (B, 3, R, R), labels int64 (B,)) of the 0-based epoch; B is this process's share."""
