@@ -64,8 +64,9 @@ benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runti
 	@python benchmarks/inference.py
 
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
+# `eval` reads the preset once, so that its mistakes are printed once.
 preset = presets/$(NAME).yaml
-options = $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)')
+options = $(eval options := $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)'))$(options)
 preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='-S train.seed=1'
 	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2

@@ -61,6 +61,12 @@ def test_after_an_error_the_file_is_unchanged_and_nothing_else_is_left(tmp_path:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_after_an_error_no_new_folder_is_left(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a" / "b" / "file"):
+        _ = 1 / 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_replaced_file_keeps_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for mode in (0o600, 0o664, 0o755):

@@ -9,7 +9,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +44,30 @@ def _temporary_folder(path: Path, parent: Path | None) -> Iterator[Path]:
     """Yield a hidden folder in `parent`, which is made; errors about either, or of a full disk, name `path` instead."""
     folder: str | None = None
     try:
-        if parent is not None:
-            parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder:
+        with (
+            _made_folder(parent) if parent else nullcontext(),
+            tempfile.TemporaryDirectory(prefix=".", dir=parent) as folder,
+        ):
             yield Path(folder)
     except OSError as error:
         is_full = error.filename is None and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         if folder is not None and not is_full and not str(error.filename).startswith(folder):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def _made_folder(path: Path) -> Iterator[None]:
+    """Make a folder and those above it; if the block raises, remove what was made."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # not empty: another program has used it
+                folder.rmdir()
+        raise
 
 
 def _status(path: Path) -> os.stat_result | None:
