@@ -75,7 +75,7 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
 
 # DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.
-quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 %
+quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 % test accuracy
 	@git for-each-ref --format='delete %(refname)' 'refs/exps/*/*/quick' | git update-ref --stdin
 	@$(MAKE) --no-print-directory preset NAME=quick
 	@python -m cifar_resnet.cli.quick

@@ -61,7 +61,8 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
     state = init_train_state(params.model, params.train, train_set, statistics, world=world, initial=initial)
     loader, num_images = BatchLoader(train_set, params.train, world), len(train_set)
     del train_set  # the loader has its own copy
-    records = fit(state, loader, validation_set, params=params.train, precision=precision)  # starts when it is read
+    # A generator: the training starts when its first record is read.
+    records = fit(state, loader, validation_set, params=params.train, precision=precision)
     if not world.is_main:
         run_follower(records, state, stop_event, world)
         return

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, dump_yaml, tiny_values, write_params
+from conftest import ROOT, dump_yaml, tiny_values
 from dvc.utils import serialize
 from dvc.utils.hydra import apply_overrides
 from hypothesis import example, given, settings
@@ -68,7 +68,7 @@ def test_the_committed_file_is_valid() -> None:
             "model",
             "head_pool_kernel",
             1,
-            "params.yaml: model.head_pool_kernel is 1: with train.low_resolution_share it must leave as much",
+            "params.yaml: model.head_pool_kernel is 1: the pooled maps must have the same size at",
         ),
         ("search", "space", {}, "params.yaml: search.space is {}: dictionary should have at least 1 item"),
         (
@@ -140,12 +140,6 @@ def test_an_error_message_is_one_line_with_the_key_the_value_and_what_is_allowed
         load(tmp_path, section, key, value)
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("epochs", "low"), [(1, 0), (2, 1), (3, 2), (12, 7), (15, 9), (28, 17), (50, 30), (120, 72)])
-def test_a_share_of_the_epochs_has_smaller_images_but_not_the_last(epochs: int, low: int, tmp_path: Path) -> None:
-    write_params(tmp_path, train={"epochs": epochs, "low_resolution_share": 0.6})
-    assert load_params(tmp_path / "params.yaml").train.low_resolution_epochs() == low
 
 
 def test_layers_that_shrink_the_image_below_one_pixel_are_an_error(tmp_path: Path) -> None:

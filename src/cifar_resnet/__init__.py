@@ -25,9 +25,9 @@ def load(source: str | Path | None = None, *, device: Device = "auto") -> Model:
     """Load a trained model.
 
     Args:
-        source: "pretrained"; folder or file of a saved model; "champion", a version number or a run id in MLflow; or an
-            MLflow URI like "models:/cifar10-resnet@champion". By default the first that exists of the champion,
-            data/model and the pretrained weights; a line on stderr names it.
+        source: "pretrained"; folder or file of a saved model; "champion", "challenger", a version number or a run id
+            in MLflow; or an MLflow URI like "models:/cifar10-resnet@champion". By default the first that exists of the
+            champion, data/model and the pretrained weights; a line on stderr names it.
         device: "auto" (an accelerator if there is one), "cpu", "cuda" or "mps".
 
     Raises:

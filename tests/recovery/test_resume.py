@@ -66,7 +66,7 @@ def test_the_stop_event_ends_training_after_the_step_and_saves_the_state(tmp_pat
     for _ in range(6):
         next(records)
     stop_event.set()
-    with pytest.raises(KeyboardInterrupt, match="the state after epoch 1 and 2 steps of the next is saved"):
+    with pytest.raises(KeyboardInterrupt, match="the state after epoch 1 and step 2 of the next is saved"):
         next(records)
     saved, _ = checkpoint.load()
     assert saved is not None

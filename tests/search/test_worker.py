@@ -148,7 +148,7 @@ def test_the_run_of_a_killed_trial_is_killed_even_if_it_had_ended(
     assert trial is not None
     study.mlflow_run = find_or_create_search_run(root, None, "search", {})
     lost = create_trial_run(root, 0, study.mlflow_run)
-    study.set_user_attr(trial, "mlflow_run", lost.id)
+    trial.optuna_trial.set_user_attr("mlflow_run", lost.id)
     lost.end("FINISHED")
     age_heartbeats(root)
     assert run(monkeypatch, root) == 0
@@ -333,7 +333,7 @@ def test_the_runs_of_failed_trials_are_closed_once(monkeypatch: pytest.MonkeyPat
     failed = TrialResult(7, "failed", None, 2, 1000, 5000, 3.0, OVERRIDES, "", None, "run")
     study = SimpleNamespace(params=tiny_params(), ask=lambda _: "trial", results=lambda: [failed])
     reporter, closed, calls = SimpleNamespace(deadline=time.monotonic() + 60, limit=1), set[str](), []
-    monkeypatch.setattr(worker, "end_run", lambda *arguments, **_: calls.append(arguments))
+    monkeypatch.setattr(worker, "set_run_status", lambda *arguments, **_: calls.append(arguments))
     for _ in range(3):
         worker.next_trial(Path(), study, reporter, Event(), closed)  # type: ignore[arg-type]
     assert len(calls) == 1

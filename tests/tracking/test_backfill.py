@@ -127,6 +127,16 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
     assert copy.tags["original_run"] == IDS["longer"]
 
 
+def test_a_run_has_the_params_of_its_training_not_those_of_a_later_commit(root: Path) -> None:
+    text = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(text.replace("epochs: 3", "epochs: 7").replace("ema_decay", "renamed"))
+    git(root, "commit", "--quiet", "--all", "--message", "other values, a renamed key")
+    backfill.backfill_runs(root)
+    params, _, tags = database_content(connect(root))[IDS["result"]]["data"]
+    assert (params["train.epochs"], params["train.ema_decay"]) == ("3", "0.5")
+    assert "\ndvc repro\n" in tags["mlflow.note.content"]
+
+
 def test_an_incomplete_run_is_completed_in_place(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     client = connect(root)
     incomplete = create_run(client, "incomplete", {})

@@ -111,10 +111,10 @@ def test_a_copied_and_then_renamed_project_uses_its_own_artifacts(
 def test_an_unfinished_training_is_known_by_the_new_path_of_its_state(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.mkdir()
-    run_id = create_run(connect(old), "run", {"scratch": f"host:{old}/data/scratch/abc", "note": f"host:{old}/x"})
+    run_id = create_run(connect(old), "run", {"state_folder": f"host:{old}/data/scratch/abc", "note": f"host:{old}/x"})
     old.rename(new)
     tags = connect(new).get_run(run_id).data.tags
-    assert tags["scratch"].endswith(f":{new}/data/scratch/abc")
+    assert tags["state_folder"].endswith(f":{new}/data/scratch/abc")
     assert tags["note"] == f"host:{old}/x"
 
 

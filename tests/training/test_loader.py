@@ -1,6 +1,8 @@
+import pytest
 import torch
 from conftest import tiny_images, tiny_params
 
+from cifar_resnet.errors import UserError
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.loader import BatchLoader
 
@@ -51,6 +53,17 @@ def test_alternating_flip_shows_both_versions_of_an_image_in_two_epochs() -> Non
 def test_the_first_epochs_have_a_lower_resolution() -> None:
     loader = make_loader(low_resolution_share=0.4)
     assert [next(iter(loader.epoch(epoch)))[0].shape[-1] for epoch in (0, 1)] == [24, 32]
+
+
+@pytest.mark.parametrize(("epochs", "low"), [(1, 0), (2, 1), (3, 2), (12, 7), (15, 9), (28, 17), (50, 30), (120, 72)])
+def test_the_last_epoch_has_the_full_resolution(epochs: int, low: int) -> None:
+    loader = make_loader(low_resolution_share=0.6, epochs=epochs)
+    assert [loader.resolution(epoch) for epoch in range(epochs)] == [24] * low + [32] * (epochs - low)
+
+
+def test_fewer_images_than_processes_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"train.processes is 1000: at most \d+, the number of training images"):
+        BatchLoader(IMAGES, tiny_params().train, World(size=1000))
 
 
 def test_a_batch_size_above_the_number_of_images_gives_one_batch() -> None:

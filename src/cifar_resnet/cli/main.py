@@ -16,7 +16,7 @@ COMMANDS = (
     ("demo", "open a page that classifies pictures", demo.add_demo_arguments, demo.demo_command),
     ("compare", "compare two networks on the same test images", compare.add_compare_arguments, compare.compare_command),
     ("search", "search for a better network", search.add_search_arguments, search.search_command),
-    ("registry", "list, promote, roll back models", registry.add_registry_arguments, registry.registry_command),
+    ("registry", "list, add, promote or roll back models", registry.add_registry_arguments, registry.registry_command),
     ("ui", "show runs and models in MLflow's web pages", ui.add_ui_arguments, ui.ui_command),
     ("backfill", "add missing runs to MLflow", backfill.add_backfill_arguments, backfill.backfill_command),
 )

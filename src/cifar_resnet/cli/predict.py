@@ -32,7 +32,7 @@ def add_predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", type=not_empty, metavar="source",
                         help="file, folder, glob, zip or array, see below")  # fmt: skip
     parser.add_argument("--model", type=not_empty,
-                        help="pretrained, champion, a version number, a run id, an MLflow URI, or the path "
+                        help="pretrained, champion, challenger, a version number, a run id, an MLflow URI, or the path "
                         "of a model (default: the champion in MLflow, else data/model, else pretrained)")  # fmt: skip
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
     parser.add_argument("--top", type=count, default=1, metavar="N", help="show the N most likely classes")

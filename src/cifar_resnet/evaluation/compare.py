@@ -65,7 +65,7 @@ def read_result(root: Path, revision: str) -> RevisionResult:
     config, evaluation = (load_file(root, revision, path, load_object) for path in (CONFIG, METRICS))
     if is_of_another_training(evaluation, config):
         raise UserError(f"{revision}: {METRICS} is of another training than {CONFIG}; run `dvc repro evaluate`")
-    logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without augmentation
+    logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without test-time augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_file(root, revision, LABELS, load_array).astype(np.int64)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)

@@ -25,6 +25,7 @@ from cifar_resnet.inference.image_reader import (
     is_picture,
     printable,
     read_picture,
+    skipped_text,
     walk_error_text,
     zip_members,
 )
@@ -49,10 +50,7 @@ class Skipped:
         self.messages.append(message)
 
     def summary(self) -> str:
-        """For example ", 1 skipped, 2 other files ignored"; empty without such files."""
-        skipped = f", {len(self.messages):,} skipped" if self.messages else ""
-        files = "file" if self.ignored == 1 else "files"
-        return skipped + (f", {self.ignored:,} other {files} ignored" if self.ignored else "")
+        return skipped_text(len(self.messages), self.ignored)
 
 
 def read_class_folders(path: Path, source: str, skipped: Skipped) -> RawDataset:

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.inference.logits import Logits, augmented_logits, softmax
 
-SURE = 0.95  # below it, test-time augmentation; with it, no hold-out image changes its class (docs/research.md)
+# An image below this confidence gets test-time augmentation. Then no validation image has another class than with
+# test-time augmentation for all (docs/research.md).
+SURE = 0.95
 
 
 @dataclass(frozen=True)

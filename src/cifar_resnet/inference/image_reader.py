@@ -40,6 +40,12 @@ class Chunk:
     ignored: int = 0
 
 
+def skipped_text(skipped: int, ignored: int) -> str:
+    """For example ", 1 skipped, 2 other files ignored"; empty without such files."""
+    files = "file" if ignored == 1 else "files"
+    return (f", {skipped:,} skipped" if skipped else "") + (f", {ignored:,} other {files} ignored" if ignored else "")
+
+
 def read_images(sources: Sequence[str], root: Path, *, batch_size: int) -> Iterator[Chunk]:
     """Yield the images of `sources` in chunks.
 
@@ -92,7 +98,7 @@ def catch_read_errors(name: str, read: Callable[[], Iterator[Item]]) -> Iterator
 def expand_source(source: str, root: Path) -> list[Path]:
     """The path if it exists, otherwise the sorted matches of the glob, or the path itself without any match.
 
-    A match in a folder that matches as well is left out: all of the folder is read. As in a shell, `*` does not match
+    A match in a folder that matches as well is skipped: all of the folder is read. As in a shell, `*` does not match
     hidden names; only a part of the pattern that starts with a dot does.
     """
     path = root / source

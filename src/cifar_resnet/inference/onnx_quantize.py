@@ -25,7 +25,7 @@ PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}  # says that batch no
 
 
 class CalibrationImages(CalibrationDataReader):  # type: ignore[misc]
-    """Training images in batches of one size, which ONNX Runtime needs; a smaller last batch is left out."""
+    """Training images in batches of one size, which ONNX Runtime needs; a smaller last batch is skipped."""
 
     def __init__(self, pixels: Pixels) -> None:
         size = min(BATCH_SIZE, len(pixels))

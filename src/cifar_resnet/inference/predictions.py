@@ -11,7 +11,7 @@ from typing import TextIO
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import atomic_write
 from cifar_resnet.inference.classifier import Classifier
-from cifar_resnet.inference.image_reader import Chunk
+from cifar_resnet.inference.image_reader import Chunk, skipped_text
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ class Counts:
     ignored: int = 0
 
     def skipped_text(self) -> str:
-        """For example ", 1 skipped, 2 other files ignored"; empty without such files."""
-        skipped = f", {self.skipped:,} skipped" if self.skipped else ""
-        files = "file" if self.ignored == 1 else "files"
-        return skipped + (f", {self.ignored:,} other {files} ignored" if self.ignored else "")
+        return skipped_text(self.skipped, self.ignored)
 
 
 def predict_images(

@@ -42,18 +42,19 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _check_low_resolution(self) -> "Params":
-        if not self.train.low_resolution_epochs():
+        if self.train.low_resolution_share == 0:
             return self
         kernel, low = self.model.head_pool_kernel, self.model.resolution(self.train.low_resolution)
         if low < 1:
             raise ValueError(
                 f"train.low_resolution is {self.train.low_resolution}: the {len(self.model.channels)} layers of the "
-                "model shrink it below 1x1"
+                "model shrink it below 1x1; take fewer layers or a higher resolution"
             )
         if low // min(kernel, low) != self.model.resolution(32) // kernel:
             raise ValueError(
-                f"model.head_pool_kernel is {kernel}: with train.low_resolution_share it must leave as much at "
-                f"{self.train.low_resolution} pixels as at 32; take {self.model.resolution(32)}"
+                f"model.head_pool_kernel is {kernel}: the pooled maps must have the same size at train.low_resolution "
+                f"({self.train.low_resolution} pixels) as at 32; take {self.model.resolution(32)}, or "
+                "train.low_resolution_share: 0"
             )
         return self
 

@@ -5,8 +5,16 @@ The descriptions of the fields are the help of editors (docs/params.schema.json)
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator as validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 BatchSize = Annotated[int, Field(ge=2, le=50_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -15,7 +23,6 @@ Channels = Annotated[int, Field(gt=0, le=4096)]
 Blocks = Annotated[int, Field(gt=0, le=100)]
 Kernel = Annotated[int, Field(gt=0, le=31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Share = Annotated[float, Field(ge=0.001, le=0.99)]
 PER_LAYER = ("channels", "blocks", "kernels", "skip_kernels")
 
 
@@ -56,12 +63,14 @@ class PreprocessParams(Section):
         description="Own pictures without validation images: share of each class that is held out for validation; 0 "
         "holds out none."
     )
-    test_share: Share = Field(
-        description="Own pictures without test images: share of each class that becomes the test set."
+    test_share: float = Field(
+        ge=0.001,
+        le=0.99,
+        description="Own pictures without test images: share of each class that becomes the test set.",
     )
     seed: Seed = Field(description="Random seed of the split.")
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_shares(self) -> "PreprocessParams":
         if 0 < self.validation_share < 0.001:
             raise ValueError(f"validation_share is {self.validation_share}: 0, or at least 0.001 allowed")
@@ -84,9 +93,8 @@ class ModelParams(Section):
     blocks: list[Blocks] = Field(description="Residual blocks of each layer; a block has two convolutions.")
     kernels: list[Kernel] = Field(description="Kernel size of the blocks' convolutions in pixels; odd.")
     skip_kernels: list[Kernel] = Field(
-        description="Kernel size in pixels of the convolution that changes the number of channels; odd. With "
-        "`downsample: pool` it comes before the pooling of each layer, with stride it is on the skip path of a layer's "
-        "first block."
+        description="Kernel size in pixels; odd. With `downsample: pool`: of the convolution before the pooling of "
+        "each layer. With stride: of the skip path of a layer's first block, where the shape changes."
     )
     whitening_epsilon: PositiveFloat = Field(
         description="Added to the variances that whitening divides by; a larger one amplifies noise less."
@@ -103,7 +111,7 @@ class ModelParams(Section):
     )
     max_parameters: PositiveInt = Field(description="Largest number of parameters that a network may have.")
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_shapes(self) -> "ModelParams":
         for key in ("blocks", "kernels", "skip_kernels"):
             values = getattr(self, key)
@@ -120,7 +128,7 @@ class ModelParams(Section):
             )
         return self
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_mirrored(self) -> "ModelParams":
         if not self.mirrored:
             return self
@@ -206,7 +214,7 @@ class TrainParams(Section):
         description="Whether several processes normalize over the whole batch; false is faster and uses their shares."
     )
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_processes_and_epochs(self) -> "TrainParams":
         if self.batch_size % self.processes:
             raise ValueError(
@@ -216,10 +224,6 @@ class TrainParams(Section):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs is {self.warmup_epochs}: must be below epochs ({self.epochs})")
         return self
-
-    def low_resolution_epochs(self) -> int:
-        """Number of epochs, at the start, with smaller images."""
-        return min(round(self.low_resolution_share * self.epochs), self.epochs - 1)
 
 
 class CheckpointParams(Section):
@@ -252,7 +256,9 @@ class RegisterParams(Section):
     """The name of the model in MLflow's registry, and what a new champion must reach."""
 
     model_name: Name = Field(description="Name of the registered model.")
-    min_accuracy: Fraction = Field(description="Smallest test accuracy of a champion, without augmentation, 0 to 1.")
+    min_accuracy: Fraction = Field(
+        description="Smallest test accuracy of a champion, without test-time augmentation, 0 to 1."
+    )
     max_parameters: PositiveInt = Field(description="Largest number of parameters of a champion.")
     min_gain: Fraction = Field(description="Smallest gain in accuracy over the champion on the same images, 0 to 1.")
     significance: float = Field(

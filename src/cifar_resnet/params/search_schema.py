@@ -41,7 +41,9 @@ class SearchParams(Section):
     sampler: Literal["random", "tpe", "nsga2"] = Field(
         description="Optuna's sampler: random, tpe (near good trials) or nsga2 (accuracy against cost, no pruner)."
     )
-    cost: Literal["parameters", "multiply_adds"] = Field(description="What nsga2 minimizes beside the accuracy.")
+    cost: Literal["parameters", "multiply_adds"] = Field(
+        description="What nsga2 minimizes while it maximizes the accuracy."
+    )
     pruner: Literal["none", "median", "halving"] = Field(
         description="Which trials are stopped early: none, those below the median so far, or half of them repeatedly."
     )

@@ -77,7 +77,7 @@ def run_follower(
 
 def progress_text(state: TrainState) -> str:
     steps = len(state.step_metrics)
-    return f"epoch {state.epochs_done}" + (f" and {steps} steps of the next" if steps else "")
+    return f"epoch {state.epochs_done}" + (f" and step {steps} of the next" if steps else "")
 
 
 def display_path(folder: Path) -> str:

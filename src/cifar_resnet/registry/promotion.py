@@ -2,7 +2,6 @@
 
 import getpass
 import json
-import os
 import socket
 import uuid
 from dataclasses import asdict, dataclass
@@ -209,7 +208,4 @@ def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
 
 
 def _user() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # in a container, a user id can have no name
-        return f"{os.getuid()}@{socket.gethostname()}"
+    return f"{getpass.getuser()}@{socket.gethostname()}"

@@ -14,9 +14,7 @@ from cifar_resnet.search.study import Study
 from cifar_resnet.search.trial import RUN_STATUS, TrialResult
 from cifar_resnet.tracking.client import connect, require_mlflow
 from cifar_resnet.tracking.run import Run
-from cifar_resnet.tracking.search_runs import COMPLETED_BY, create_trial_run, end_run, trial_runs
-
-OUTCOME_TAG = "outcome"
+from cifar_resnet.tracking.search_runs import COMPLETED_BY, OUTCOME_TAG, create_trial_run, set_run_status, trial_runs
 
 
 def log_search_results(root: Path, study: Study, results: list[TrialResult]) -> None:
@@ -57,7 +55,7 @@ def log_missing_trials(search_run: Run, root: Path, study: Study, results: list[
                 run = Run(search_run.client, stored.info.run_id, COMPLETED_BY)
             log_trial(run, study, result, trial, int(1000 * (started + (result.seconds or 0))))
         elif result.outcome == "killed" and stored is not None:
-            end_run(root, stored.info.run_id, RUN_STATUS["killed"], only_from={"RUNNING"})
+            set_run_status(root, stored.info.run_id, RUN_STATUS["killed"], only_from={"RUNNING"})
 
 
 def log_trial(run: Run, study: Study, result: TrialResult, trial: FrozenTrial, end_time: int) -> None:

@@ -17,7 +17,6 @@ from cifar_resnet.models import resnet
 from cifar_resnet.params.file import Params, describe_mistake, flatten, with_overrides
 from cifar_resnet.params.schema import PER_LAYER, ModelParams
 from cifar_resnet.params.search_schema import Range
-from cifar_resnet.training.initial_weights import RANDOM
 
 MAX_SAMPLES = 1_000  # attempts to find a network within the budget
 POPULATION = 12  # of NSGA-II; the trials of the first generation are random
@@ -190,8 +189,6 @@ def study_identity(params: Params, data: str) -> dict[str, Any]:
     )
     identity |= flatten({"search": params.search.model_dump(mode="json", exclude=free)})
     searched = {*params.search.space, "train.epochs", "train.low_resolution_share", "train.processes"}
-    if params.train.init == RANDOM:  # studies of earlier versions do not have the key
-        searched.add("train.init")
     return {key: value for key, value in identity.items() if key not in searched} | {"training images": data}
 
 

@@ -188,9 +188,6 @@ class Study:
                 "choose another name, or restore the values"
             )
 
-    def set_user_attr(self, trial: SearchTrial, key: str, value: Any) -> None:
-        trial.optuna_trial.set_user_attr(key, value)
-
     @property
     def mlflow_run(self) -> str | None:
         """Id of the search's MLflow run, None before it is set."""
@@ -217,9 +214,9 @@ class Study:
         overrides = to_overrides(self.params, optuna_trial.params)
         params = trial_params(self.params, overrides)
         trial = SearchTrial(optuna_trial, overrides, params, *model_size(params.model, self.num_classes))
-        self.set_user_attr(trial, "changes", overrides)
-        self.set_user_attr(trial, "parameters", trial.parameters)
-        self.set_user_attr(trial, "multiply_adds", trial.multiply_adds)
+        trial.optuna_trial.set_user_attr("changes", overrides)
+        trial.optuna_trial.set_user_attr("parameters", trial.parameters)
+        trial.optuna_trial.set_user_attr("multiply_adds", trial.multiply_adds)
         return trial
 
     def _requeue_stale_trials(self) -> None:
@@ -258,7 +255,7 @@ class Study:
     def report(self, trial: SearchTrial, epoch: int, accuracy: float) -> bool:
         """Store the accuracy of an epoch and return whether to prune the trial now."""
         self._check_running(trial)
-        self.set_user_attr(trial, "measured", [epoch, accuracy])
+        trial.optuna_trial.set_user_attr("measured", [epoch, accuracy])
         if self.params.search.sampler == "nsga2":  # Optuna takes reports in single-objective studies only
             return False
         trial.optuna_trial.report(accuracy, epoch)
@@ -268,7 +265,7 @@ class Study:
         """Store the outcome: finished, pruned, failed (with the reason) or killed (the trial is queued again)."""
         with self.lock():
             self._check_running(trial)
-            self.set_user_attr(trial, "seconds", round(seconds, 1))
+            trial.optuna_trial.set_user_attr("seconds", round(seconds, 1))
             if outcome == "finished":
                 accuracy = trial.optuna_trial.user_attrs["measured"][1]
                 objectives = [accuracy, getattr(trial, self.params.search.cost)]
@@ -276,7 +273,7 @@ class Study:
             elif outcome == "pruned":
                 self.optuna_study.tell(trial.optuna_trial, state=TrialState.PRUNED)
             else:
-                self.set_user_attr(trial, "reason" if outcome == "failed" else "interrupted", reason or True)
+                trial.optuna_trial.set_user_attr("reason" if outcome == "failed" else "interrupted", reason or True)
                 self.optuna_study.tell(trial.optuna_trial, state=TrialState.FAIL)
                 self._requeue_stale_trials()
 

@@ -19,7 +19,7 @@ from cifar_resnet.search.reporter import ProgressReporter
 from cifar_resnet.search.study import Study
 from cifar_resnet.search.trial import RUN_STATUS, SearchTrial
 from cifar_resnet.tracking.run import NullRun, Run
-from cifar_resnet.tracking.search_runs import create_trial_run_or_null
+from cifar_resnet.tracking.search_runs import OUTCOME_TAG, create_trial_run_or_null
 from cifar_resnet.training.distributed import World
 from cifar_resnet.training.history import EpochRecord
 from cifar_resnet.training.initial_weights import RANDOM, InitialWeights, load_initial_weights
@@ -105,14 +105,14 @@ def run_trial(
     try:
         run = create_trial_run_or_null(root, trial.number, search_run)
         if not isinstance(run, NullRun):
-            study.set_user_attr(trial, "mlflow_run", run.id)
+            trial.optuna_trial.set_user_attr("mlflow_run", run.id)
         run.log_params({"model": trial.params.model.model_dump(), "train": trial.params.train.model_dump()})
         run.log_metrics({"parameters": trial.parameters, "multiply_adds": trial.multiply_adds})
         outcome = train_trial(study, trial, data, run, reporter, stop_event)
     except (UserError, MemoryError, RuntimeError) as error:  # torch reports missing memory as a RuntimeError
         outcome, reason = "failed", " ".join(str(error).split())[:300] or type(error).__name__
     finally:
-        run.set_tags({"outcome": outcome} | ({"reason": reason} if reason else {}))
+        run.set_tags({OUTCOME_TAG: outcome} | ({"reason": reason} if reason else {}))
         run.end(RUN_STATUS[outcome])
         study.tell(trial, outcome, seconds=time.monotonic() - start, reason=reason)
 
@@ -131,7 +131,7 @@ def train_trial(
     precision, _ = select_dtype(params.precision, device)
     world = World(device=device)
     state = init_train_state(trial.params.model, params, data.train, data.statistics, world, initial=data.initial)
-    loader = BatchLoader(data.train, params, World())
+    loader = BatchLoader(data.train, params, world)
     for record in fit(state, loader, data.validation, params=params, precision=precision):
         study.heartbeat(trial)
         if stop_event.is_set():

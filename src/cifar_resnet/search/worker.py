@@ -22,7 +22,7 @@ from cifar_resnet.search.reporter import ProgressReporter
 from cifar_resnet.search.study import Study, TakenOverError
 from cifar_resnet.search.train_trial import PREPARED, SearchData, load_search_data, run_trial
 from cifar_resnet.search.trial import SearchTrial
-from cifar_resnet.tracking.search_runs import end_run, find_or_create_search_run
+from cifar_resnet.tracking.search_runs import find_or_create_search_run, set_run_status
 
 SCRATCH = "data/scratch"
 POLL_SECONDS = 2.0  # between two checks of the trials that other workers train
@@ -45,10 +45,10 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
 
 
 def run_trials(root: Path, study: Study, data: SearchData, *, limit: int, minutes: float) -> None:
-    """The trials of this worker, in a run of MLflow."""
+    """Train the trials of this worker; the search's run in MLflow has the status RUNNING meanwhile."""
     search_run = open_search_run(root, study)
     if search_run:
-        end_run(root, search_run, "RUNNING")
+        set_run_status(root, search_run, "RUNNING")
     deadline, closed_runs = time.monotonic() + 60 * minutes, set[str]()
     with stop_on_signal() as stop_event, progress_bar("search", limit) as bar:
         reporter = ProgressReporter(study, bar, limit, deadline)
@@ -65,7 +65,7 @@ def run_trials(root: Path, study: Study, data: SearchData, *, limit: int, minute
             reporter.refresh()  # the last trials may be other workers'
         finally:
             if search_run:
-                end_run(root, search_run, search_status(study, limit))
+                set_run_status(root, search_run, search_status(study, limit))
 
 
 def open_search_run(root: Path, study: Study) -> str | None:
@@ -105,7 +105,7 @@ def next_trial(
             if result.outcome in {"killed", "failed"}:
                 # a worker killed between run.end and study.tell leaves a finished run of a trial that is queued again
                 statuses = ("RUNNING", "FINISHED") if result.outcome == "killed" else ("RUNNING",)
-                end_run(root, result.mlflow_run, "KILLED", only_from=statuses)
+                set_run_status(root, result.mlflow_run, "KILLED", only_from=statuses)
                 closed_runs.add(result.mlflow_run)
         if trial is not None or not any(result.outcome == "running" for result in results):
             return trial

@@ -43,6 +43,7 @@ def backfill_runs(root: Path) -> None:
                 if not all((Path(name) / path).exists() for path in (CONFIG, HISTORY)):
                     print(f"{revision.name}: no trained model")
                     continue
+                restore_training_params(root, revision, Path(name))
                 delete_foreign_evaluation(Path(name))
                 original = read_provenance(Path(name))["mlflow_run"]
                 has_evaluation = (Path(name) / METRICS).exists()
@@ -58,6 +59,13 @@ def backfill_runs(root: Path) -> None:
     print(f"backfill: {len(results)} runs, {num_complete} already complete")
     if num_complete < len(results):
         print(f"backfill: {registry_advice(root)}")
+
+
+def restore_training_params(root: Path, revision: Revision, folder: Path) -> None:
+    """Replace params.yaml by that of the commit with the model: a later commit can have other keys and values."""
+    commit = last_commit_of(root, CONFIG, revision.commit)
+    if commit:
+        (folder / "params.yaml").write_bytes(revisions.read_revision_file(root, commit, "params.yaml"))
 
 
 def delete_foreign_evaluation(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""MLflow client: one experiment, with one run for each execution of the train stage."""
+"""MLflow client: the project's experiment, and how its runs are created, continued and found."""
 
 import os
 import platform

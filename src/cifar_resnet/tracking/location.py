@@ -34,7 +34,7 @@ PATH_COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-STATE_FOLDER_TAG = "scratch"  # "host:folder" of a training's state
+STATE_FOLDER_TAG = "state_folder"  # "host:folder" of a training's state
 
 
 def project_home(root: Path) -> Path:

@@ -24,7 +24,7 @@ from cifar_resnet.tracking.location import connection_error
 from cifar_resnet.training.history import EpochRecord, StepRecord
 
 EPOCH_METRIC = "train_loss"  # its steps are the logged epochs
-NOTE_TAG, SUMMARY_TAG, REPRODUCE_TAG = "mlflow.note.content", "trained", "recipe"
+NOTE_TAG, SUMMARY_TAG, REPRODUCE_TAG = "mlflow.note.content", "training_summary", "reproduce"
 EVALUATION_ARTIFACTS = "evaluation"  # artifact folder
 SAMPLE_SECONDS = 10.0  # between two samples of the system metrics
 RETRY_FACTOR = 50  # wait this many times the duration of a failed attempt; retries then cost at most 2 % of the time

@@ -21,7 +21,7 @@ from cifar_resnet.tracking.client import (
 from cifar_resnet.tracking.run import NullRun, Run
 from cifar_resnet.versioning.provenance import provenance_tags
 
-PARENT_TAG, TRIAL_TAG = "mlflow.parentRunId", "trial"
+PARENT_TAG, TRIAL_TAG, OUTCOME_TAG = "mlflow.parentRunId", "trial", "outcome"
 COMPLETED_BY = "make search"
 
 
@@ -81,7 +81,7 @@ def trial_runs(client: MlflowClient, parent: str) -> dict[int, MlflowRun]:
             return runs
 
 
-def end_run(root: Path, run_id: str, status: str, *, only_from: Collection[str] = ()) -> None:
+def set_run_status(root: Path, run_id: str, status: str, *, only_from: Collection[str] = ()) -> None:
     """Set the status of a run, unless it is deleted or lost; prints a message if MLflow cannot be used.
 
     Args:

@@ -27,7 +27,8 @@ class EpochRecord:
     """One row of history.csv.
 
     Losses are mean cross-entropies in nats. The training loss includes augmentation and label smoothing, the validation
-    loss neither. Accuracies are 0 to 1. Without a hold-out, the validation columns are empty.
+    loss neither. Accuracies are 0 to 1. Without validation images, the validation
+    columns are empty.
     """
 
     epoch: int

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from cifar_resnet.data.dataset import Images
+from cifar_resnet.errors import UserError
 from cifar_resnet.inference.predictor import reflect_pad
 from cifar_resnet.params.schema import TrainParams
 from cifar_resnet.training import augment
@@ -19,9 +20,14 @@ class BatchLoader:
         images: the training images.
         params: batch size, augmentation, resolution and seed.
         world: the processes that train; each yields its own rows of each batch.
+
+    Raises:
+        UserError: if there are fewer images than processes.
     """
 
     def __init__(self, images: Images, params: TrainParams, world: World) -> None:
+        if len(images) < world.size:
+            raise UserError(f"train.processes is {world.size}: at most {len(images)}, the number of training images")
         self.params = params
         self.world = world
         self.batch_size = min(params.batch_size, len(images)) // world.size * world.size
@@ -35,7 +41,10 @@ class BatchLoader:
         return len(self.labels) // self.batch_size
 
     def resolution(self, epoch: int) -> int:
-        return self.params.low_resolution if epoch < self.params.low_resolution_epochs() else 32
+        """Pixels per side in the 0-based epoch; the last epoch always has 32."""
+        epochs = self.params.epochs
+        low_resolution_epochs = min(round(self.params.low_resolution_share * epochs), epochs - 1)
+        return self.params.low_resolution if epoch < low_resolution_epochs else 32
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (images uint8 (B, 3, R, R), labels int64 (B,)) of the 0-based epoch; B is this process's share."""

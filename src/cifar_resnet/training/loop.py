@@ -17,11 +17,12 @@ from cifar_resnet.inference.predictor import predict_logits
 from cifar_resnet.models import resnet
 from cifar_resnet.models.resnet import ResNet
 from cifar_resnet.params.schema import ModelParams, TrainParams
-from cifar_resnet.training import learning_rate, optimizer
 from cifar_resnet.training.distributed import World, convert_sync_batch_norm
 from cifar_resnet.training.history import EpochRecord, StepRecord
 from cifar_resnet.training.initial_weights import InitialWeights
+from cifar_resnet.training.learning_rate import filter_learning_rate, learning_rate_factor, set_learning_rate
 from cifar_resnet.training.loader import BatchLoader
+from cifar_resnet.training.optimizer import build_optimizers, sam_perturbation
 
 WHITENING_IMAGES = 5_000
 SAM_STRIDE = 4  # sharpness-aware minimization takes its first gradient from every fourth image of the batch
@@ -36,7 +37,7 @@ class TrainState:
     def __init__(self, model: ResNet, params: TrainParams) -> None:
         self.model = model
         self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(params.ema_decay), use_buffers=True)
-        self.optimizers = optimizer.build_optimizers(model, params)
+        self.optimizers = build_optimizers(model, params)
         self.epochs_done = 0
         self.step_metrics: list[tuple[float, float]] = []
         self.seconds = 0.0
@@ -60,8 +61,8 @@ class TrainState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
-        for optimizer_, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer_.load_state_dict(optimizer_state)
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         self.epochs_done, self.step_metrics, self.seconds = state["progress"]
 
 
@@ -123,12 +124,12 @@ def fit(
 
 def schedule_learning_rate(state: TrainState, loader: BatchLoader, params: TrainParams) -> None:
     """Set the learning rates of the next step."""
-    factor = learning_rate.learning_rate_factor(
+    factor = learning_rate_factor(
         state.epochs_done * len(loader) + len(state.step_metrics),
         steps=params.epochs * len(loader),
         warmup_steps=round(params.warmup_epochs * len(loader)),
     )
-    learning_rate.set_learning_rate(state.optimizers, factor)
+    set_learning_rate(state.optimizers, factor)
 
 
 def train_step(
@@ -138,12 +139,12 @@ def train_step(
     images, labels = (tensor.to(world.device, non_blocking=True) for tensor in (images, labels))
     if params.sam_rho:
         compute_gradients(state, images[::SAM_STRIDE], labels[::SAM_STRIDE], params, precision, world)
-        with optimizer.sam_perturbation(state.model, params.sam_rho):
+        with sam_perturbation(state.model, params.sam_rho):
             metrics = compute_gradients(state, images, labels, params, precision, world)
     else:
         metrics = compute_gradients(state, images, labels, params, precision, world)
-    for optimizer_ in state.optimizers:
-        optimizer_.step()
+    for optimizer in state.optimizers:
+        optimizer.step()
     state.ema.update_parameters(state.model)
     return float(metrics[0]), float(metrics[1])
 
@@ -156,8 +157,8 @@ def compute_gradients(
     with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
         logits = state.model(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=params.label_smoothing)
-    for optimizer_ in state.optimizers:
-        optimizer_.zero_grad()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
     loss.backward()
     metrics = torch.stack([loss.detach(), (logits.detach().argmax(1) == labels).float().mean()])
     world.all_reduce_mean([metrics, *(p.grad for p in state.model.parameters() if p.grad is not None)])
@@ -176,7 +177,7 @@ def end_epoch(
         train_accuracy=float(accuracies.mean()),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
-        learning_rate=learning_rate.filter_learning_rate(state.optimizers),
+        learning_rate=filter_learning_rate(state.optimizers),
         seconds=state.seconds,
         images_per_second=len(loader) * loader.batch_size / state.seconds,
     )
@@ -187,7 +188,7 @@ def end_epoch(
 def validate(
     model: ResNet, validation: Images, batch_size: int, precision: torch.dtype
 ) -> tuple[float | None, float | None]:
-    """(mean cross-entropy, accuracy) on the hold-out, or (None, None) without one."""
+    """(mean cross-entropy, accuracy) on the validation images, or (None, None) without any."""
     if not len(validation):
         return None, None
     logits = predict_logits(model, validation.pixels, batch_size=batch_size, precision=precision)
