@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data import cifar10, raw_dataset
 from cifar_resnet.data.cifar100 import is_cifar100, read_cifar100
 from cifar_resnet.data.download import download_cifar10

@@ -28,6 +28,7 @@ from cifar_resnet.models.saved_model import WEIGHTS_FILE, fitted_temperature, lo
 from cifar_resnet.params.file import load_params
 from cifar_resnet.tracking.client import get_run_or_null
 from cifar_resnet.training.history import read_history
+from cifar_resnet.versioning.inputs import read_inputs, require_unchanged
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -36,7 +37,7 @@ EVALUATION = "data/evaluation"
 
 def main(root: Path) -> None:
     disable_malloc_trim()
-    params = load_params(root / "params.yaml")
+    inputs, params = read_inputs(root, "evaluate"), load_params(root / "params.yaml")
     target = select_device()
     precision, _ = select_dtype("auto", target)
     model, config = load_model(root / MODEL, target)
@@ -61,6 +62,7 @@ def main(root: Path) -> None:
     metrics |= measure_latency(predict_fn, test.pixels) | {"training_seconds": provenance["seconds"]}
     metrics |= {"mlflow_run": provenance["mlflow_run"]}  # so that `dvc exp show` shows it
 
+    require_unchanged(root, "evaluate", inputs)
     write_json(root / EVALUATION / "metrics.json", metrics)
     write_array(root / EVALUATION / "logits.npy", np.stack([logits, logits_tta]))
     for name, rows in tables.items():

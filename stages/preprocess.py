@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.cifar10 import CLASSES, OFFICIAL_URL, read_test, read_train
 from cifar_resnet.data.dataset import Images, write_split
 from cifar_resnet.data.picture_split import check_copies, class_sizes_text, complete_splits

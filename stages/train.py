@@ -30,6 +30,7 @@ from cifar_resnet.training.history import write_history
 from cifar_resnet.training.initial_weights import RANDOM, load_initial_weights
 from cifar_resnet.training.loader import BatchLoader
 from cifar_resnet.training.loop import fit, init_train_state
+from cifar_resnet.versioning.inputs import read_inputs, require_unchanged
 from cifar_resnet.versioning.provenance import describe_training
 from cifar_resnet.versioning.temporary_copy import require_tracked
 
@@ -54,6 +55,7 @@ def main(root: Path) -> None:
 
 
 def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
+    inputs = read_inputs(root, "train")
     train_set, validation_set = (read_split(root / PREPARED, name) for name in ("train", "validation"))
     initial = load_initial_weights(root, params.train.init, params.model)
     statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
@@ -89,6 +91,7 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
         temperatures = fit_temperatures(model, validation_set, batch_size=loader.batch_size, precision=precision)
         seconds = round(sum(record.seconds for record in history), 1)
         training_info = {"mlflow_run": mlflow_run.id, "train_data": train_data, "seconds": seconds}
+        require_unchanged(root, "train", inputs)
         provenance = {**training_info, **init_info, **source.tags, **environment_info(precision)}
         config = model_config(params.model, statistics, temperatures, mirror_views=model.mirror_views)
         save_model(root / MODEL, model, config | {"provenance": provenance})

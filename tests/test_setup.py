@@ -80,7 +80,9 @@ def test_programs_of_the_venv_start_with_the_variables_of_the_package(tmp_path: 
     assert shell(command, tmp_path, **variables).stdout == "[None, 'sqlite:///mlflow.db'] False\n"
 
 
-@pytest.mark.parametrize("program", ["stages/train.py", "stages/evaluate.py", "src/cifar_resnet/__main__.py"])
+@pytest.mark.parametrize(
+    "program", ["stages/download.py", "stages/train.py", "stages/evaluate.py", "src/cifar_resnet/__main__.py"]
+)
 def test_a_program_without_the_extra_train_says_in_one_line_what_to_install(program: str) -> None:
     start = "import runpy, sys; sys.modules['torch'] = sys.modules['pydantic'] = None; sys.argv = sys.argv[1:]"
     command = [sys.executable, "-c", f"{start}; runpy.run_path(sys.argv[0], run_name='__main__')", program]
@@ -89,8 +91,8 @@ def test_a_program_without_the_extra_train_says_in_one_line_what_to_install(prog
         [*command, "registry", "list"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     name = "cifar-resnet" if "__main__" in program else Path(program).stem
-    package = "pydantic" if "__main__" in program else "torch"
-    advice = "run `make setup`, or pip install 'cifar-resnet[train]'"
+    package = "pydantic" if "__main__" in program or "download" in program else "torch"
+    advice = "run `make setup` and `source .venv/bin/activate`, or pip install 'cifar-resnet[train]'"
     assert result.stderr == f"{name}: {package} is not installed; {advice}\n"
     assert (result.returncode, result.stdout) == (1, "")
 

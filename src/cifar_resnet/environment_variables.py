@@ -62,6 +62,7 @@ for name, value in (("name", getpass.getuser()), ("email", f"{getpass.getuser()}
         os.environ.setdefault(f"GIT_AUTHOR_{name.upper()}", value)
         os.environ.setdefault(f"GIT_COMMITTER_{name.upper()}", value)
 
+BASE_PACKAGES = {"numpy", "PIL"}  # missing only if another Python than that of .venv runs
 TRAIN_PACKAGES = {  # of pyproject.toml's extra, as code imports them
     *("torch", "torchvision", "dvc", "mlflow", "optuna", "sklearn", "scipy", "ruamel", "pydantic", "safetensors"),
     *("matplotlib", "psutil", "sqlalchemy", "filelock", "rich", "onnx", "pygit2"),
@@ -69,13 +70,13 @@ TRAIN_PACKAGES = {  # of pyproject.toml's extra, as code imports them
 
 
 def report_in_one_line(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """Like sys.__excepthook__, but one line for Ctrl-C, and for a missing package of TRAIN_PACKAGES."""
+    """Like sys.__excepthook__, but one line for Ctrl-C, and for a missing package."""
     package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     program = os.path.basename(sys.argv[0]).removesuffix(".py").replace("__main__", "cifar-resnet")  # noqa: PTH119
     if isinstance(error, KeyboardInterrupt):
         sys.stderr.write(f"{program}: interrupted; run the same command again\n")
-    elif package in TRAIN_PACKAGES:
-        advice = "run `make setup`, or pip install 'cifar-resnet[train]'"
+    elif package in BASE_PACKAGES | TRAIN_PACKAGES:
+        advice = "run `make setup` and `source .venv/bin/activate`, or pip install 'cifar-resnet[train]'"
         sys.stderr.write(f"{program}: {package} is not installed; {advice}\n")
     else:
         sys.__excepthook__(kind, error, traceback)

@@ -96,7 +96,7 @@ def test_images_with_the_same_pixels_stay_together() -> None:
         assert sum(len(records(part)) for part in splits.values()) == 100
         assert [len(records(part)) for part in splits.values()] == [70, 10, 20]
     [line] = check_copies(source)
-    assert line.startswith("130 copies within a split: train/0.png = train/100.png, ")
+    assert line.startswith("130 copies in the same class: train/0.png = train/100.png, ")
     assert line.endswith(" and 110 more")
 
 
@@ -111,7 +111,7 @@ def test_too_few_pictures_of_a_class_are_an_error_that_says_how_many_are_needed(
     few = np.flatnonzero(images.labels == 3)[total:]
     source = dataset(train=images.take(np.setdiff1d(np.arange(200), few)))
     with pytest.raises(
-        UserError, match=f"^class d: {total} different pictures found, at least {needed} needed with pre"
+        UserError, match=f"^class d: {total} different pictures? found, at least {needed} needed with pre"
     ):
         complete(source, validation=validation, test=test)
     enough = np.setdiff1d(np.arange(200), np.flatnonzero(images.labels == 3)[needed:])
@@ -122,7 +122,7 @@ def test_copies_do_not_count_as_different_pictures() -> None:
     images = tiny_images(5, seed=1)
     is_d = images.labels == 3
     pixels = np.where(is_d[:, None, None, None], images.pixels[is_d][:1], images.pixels)
-    with pytest.raises(UserError, match=r"^class d: 1 different pictures found, at least 5 needed"):
+    with pytest.raises(UserError, match=r"^class d: 1 different picture found, at least 5 needed"):
         complete(dataset(train=Images(pixels, images.labels)))
 
 
@@ -147,6 +147,16 @@ def test_a_picture_in_two_splits_is_an_error_that_names_both_files() -> None:
     )
 
 
+def test_a_picture_in_two_classes_has_a_line_of_its_own() -> None:
+    train = tiny_images(10, seed=1)
+    copied = train.take(np.array([7, 3]))
+    other = Images(copied.pixels[:1], (copied.labels[:1] + 1) % 10)
+    assert check_copies(dataset(train=joined(joined(train, other), copied.take(np.array([1]))))) == [
+        "1 copy in another class, delete the wrong ones: train/7.png = train/100.png",
+        "1 copy in the same class: train/3.png = train/101.png",
+    ]
+
+
 def test_copies_in_a_published_benchmark_are_reported() -> None:
     train, test = tiny_images(10, seed=1), tiny_images(10, seed=2)
     both = joined(test, train.take(np.array([7, 3])))
@@ -162,5 +172,7 @@ def test_a_class_that_consists_of_copies_of_another_class_is_an_error(validation
     pixels = images.pixels.copy()
     pixels[images.labels == 1] = pixels[images.labels == 0]
     source = dataset(train=Images(pixels, images.labels), test=tiny_images(2, seed=2))
-    with pytest.raises(UserError, match="class b: all its training pictures are copies of pictures of another class"):
+    with pytest.raises(
+        UserError, match="class b: all its training pictures are copies of pictures of another class; delete"
+    ):
         complete(source, validation=validation)

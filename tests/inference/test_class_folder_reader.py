@@ -124,7 +124,7 @@ def test_what_is_neither_a_folder_nor_a_zip_is_an_error(tmp_path: Path) -> None:
         pack(tmp_path, tmp_path / "a.zip").read_bytes().replace(b"PK\1\2", b"PK\1\3")
     )
     messages = {
-        "file.rar": "not a folder, a zip or an archive of CIFAR-100; download.folder names the pictures",
+        "file.rar": "not a folder, an undamaged zip or an archive of CIFAR-100; download.folder names the pictures",
         "missing": "not found; download.folder names the pictures",
         "empty": "contains no picture; needed are pictures in empty/<class>/, for two classes",
         "empty.zip": "contains no picture; needed are pictures in empty.zip/<class>/, for two classes",

@@ -25,6 +25,13 @@ def test_bins_with_few_images_are_not_used() -> None:
     assert Reliability(BINS).sentence(confidence=0.2, familiarity=0.0).startswith("Of 115 test images")
 
 
+def test_a_small_test_set_says_that_it_is_too_small() -> None:
+    bins = [row | {"images": 12.0} for row in BINS[:2]]
+    assert Reliability(bins).sentence(confidence=1.0, familiarity=0.0) == (
+        "24 test images are too few to say how often such an answer is right."
+    )
+
+
 def test_an_unfamiliar_picture_gets_a_warning_and_no_accuracy() -> None:
     assert Reliability(BINS, familiarity_threshold=2.0).sentence(confidence=1.0, familiarity=1.99) == UNFAMILIAR
 

@@ -117,7 +117,7 @@ def test_preprocess_refuses_a_picture_in_two_splits_and_reports_copies_within_on
         stage(name).main(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "download: 51 train, 50 test pictures of 10 classes from photos -> data/raw"
-    assert lines[1] == f"preprocess: 1 copy within a split: train/Cat/{cats[0].name} = train/Cat/copy.png"
+    assert lines[1] == f"preprocess: 1 copy in the same class: train/Cat/{cats[0].name} = train/Cat/copy.png"
     shutil.copy(cats[1], tmp_path / "photos/test/Dog/copy.png")
     stage("download").main(tmp_path)
     with pytest.raises(
@@ -194,6 +194,32 @@ def test_training_again_writes_the_same_bytes(project: Path, tmp_path: Path) -> 
     (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
     write_params(tmp_path)
     stage("train").main(tmp_path)
+    first, again = (root / "data/model/model.safetensors" for root in (project, tmp_path))
+    assert first.read_bytes() == again.read_bytes()
+
+
+def test_a_value_that_changes_during_a_training_is_an_error_and_the_restored_one_continues_it(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/prepared").symlink_to(project / "data/prepared")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    write_params(tmp_path)
+    train = stage("train")
+    follow = train.follow_training
+
+    def edit_then_follow(*arguments: object) -> None:
+        write_params(tmp_path, train={"epochs": 7})
+        follow(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "follow_training", edit_then_follow)
+        with pytest.raises(UserError, match=r"^params.yaml: train.epochs changed from 3 to 7 while this stage ran"):
+            train.main(tmp_path)
+    assert not (tmp_path / "data/model").exists()
+    write_params(tmp_path)
+    train.main(tmp_path)
+    assert "resumed after epoch 3 from" in capsys.readouterr().out
     first, again = (root / "data/model/model.safetensors" for root in (project, tmp_path))
     assert first.read_bytes() == again.read_bytes()
 
@@ -400,7 +426,7 @@ def test_predict_fails_on_a_bad_image_only_if_strict(project: Path, tmp_path: Pa
     write_params(tmp_path, predict={"input": "photos"})
     with pytest.raises(UserError, match=r"photos/bad.png: not readable"):
         stage("predict").main(tmp_path)
-    assert not list((tmp_path / "data/predictions").iterdir())
+    assert not (tmp_path / "data/predictions").exists()
     write_params(tmp_path, predict={"input": "photos", "strict": False})
     stage("predict").main(tmp_path)
     assert [row["file"] for row in rows(tmp_path / "data/predictions/predictions.csv")] == ["photos/good.png"]

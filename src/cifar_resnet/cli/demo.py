@@ -43,10 +43,15 @@ def demo_command(root: Path, arguments: Namespace) -> int:
     except ImportError:
         raise UserError("Gradio is not installed; run `make demo`, or pip install 'cifar-resnet[demo]'") from None
     page = build_page(load_models(root))
-    _, address, _ = page.launch(
-        server_name=HOST, server_port=arguments.port, share=False, quiet=True, prevent_thread_lock=True, ssr_mode=False,
-        max_file_size=MAX_FILE_SIZE, footer_links=[], css=CSS, theme=gr.themes.Default(**FONTS),
-    )  # fmt: skip
+    try:
+        _, address, _ = page.launch(
+            server_name=HOST, server_port=arguments.port, share=False, quiet=True, prevent_thread_lock=True,
+            ssr_mode=False, max_file_size=MAX_FILE_SIZE, footer_links=[], css=CSS, theme=gr.themes.Default(**FONTS),
+        )  # fmt: skip
+    except OSError as error:  # Gradio's message names options that this command does not have
+        if "empty port" not in str(error):
+            raise
+        raise UserError(f"port {arguments.port} is in use; take another --port, or none for a free one") from None
     print(f"demo: open {address} in a browser; Ctrl-C ends the demo", flush=True)
     page.block_thread()
     return 0

@@ -64,11 +64,17 @@ def split_sizes(total: int, shares: dict[str, float]) -> list[int]:
 
 def too_few_text(class_name: str, total: int, shares: dict[str, float]) -> str:
     if total == 0:
-        return f"class {class_name}: all its training pictures are copies of pictures of another class"
+        return (
+            f"class {class_name}: all its training pictures are copies of pictures of another class; delete the wrong "
+            "ones or add others"
+        )
     start = max(total + 1, ceil(0.5 / min(shares.values())))
     needed = next(size for size in count(start) if min(split_sizes(size, shares)) >= 1)
     named = " and ".join(f"preprocess.{name}_share {share}" for name, share in shares.items())
-    return f"class {class_name}: {total} different pictures found, at least {needed} needed with {named}"
+    pictures = "picture" if total == 1 else "pictures"
+    return (
+        f"class {class_name}: {total} different {pictures} found, at least {needed} needed with {named}; add pictures"
+    )
 
 
 def check_every_class(split: str, images: Images, classes: tuple[str, ...]) -> None:
@@ -83,20 +89,26 @@ def check_every_class(split: str, images: Images, classes: tuple[str, ...]) -> N
 
 
 def check_copies(dataset: RawDataset) -> list[str]:
-    """Describe the images that have the same pixels as an earlier one of the same split, in one line or none.
+    """Describe the images that have the same pixels as an earlier one of the same split.
+
+    Returns:
+        At most one line each for copies across published splits, with another class, and with the same class.
 
     Raises:
         UserError: if an image of one split has the same pixels as one of another split. In a published benchmark this
             is described in a line as well.
     """
     pixels = np.concatenate([images.pixels for images in dataset.splits.values()])
+    labels = np.concatenate([images.labels for images in dataset.splits.values()])
     split_of_row = np.repeat(np.arange(len(dataset.splits)), [len(images) for images in dataset.splits.values()])
     files = [picture.file for name in dataset.splits for picture in dataset.pictures[name]]
     copies = first_copies(pixels)
     rows = np.flatnonzero(copies != np.arange(len(copies)))
     is_across = split_of_row[rows] != split_of_row[copies[rows]]
-    across, within = (
-        [f"{files[copies[row]]} = {files[row]}" for row in rows[selected]] for selected in (is_across, ~is_across)
+    is_other_class = ~is_across & (labels[rows] != labels[copies[rows]])
+    across, other_class, same_class = (
+        [f"{files[copies[row]]} = {files[row]}" for row in rows[selected]]
+        for selected in (is_across, is_other_class, ~is_across & ~is_other_class)
     )
     if across and not dataset.is_published:
         raise UserError(
@@ -104,7 +116,13 @@ def check_copies(dataset: RawDataset) -> list[str]:
             + pairs_text(across)
         )
     lines = [f"{copies_text(len(across))} of images in another split, as published"] if across else []
-    return lines + ([f"{copies_text(len(within))} within a split: {pairs_text(within)}"] if within else [])
+    if other_class:
+        lines.append(
+            f"{copies_text(len(other_class))} in another class, delete the wrong ones: {pairs_text(other_class)}"
+        )
+    return lines + (
+        [f"{copies_text(len(same_class))} in the same class: {pairs_text(same_class)}"] if same_class else []
+    )
 
 
 def copies_text(number: int) -> str:

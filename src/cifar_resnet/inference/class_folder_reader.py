@@ -102,7 +102,7 @@ def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Mem
         except BadZipFile as error:
             raise UserError(f"{source}: not readable: {error}") from None
     else:
-        found = "not a folder, a zip or an archive of CIFAR-100" if path.exists() else "not found"
+        found = "not a folder, an undamaged zip or an archive of CIFAR-100" if path.exists() else "not found"
         raise UserError(f"{source}: {found}; download.folder names the pictures")
 
 

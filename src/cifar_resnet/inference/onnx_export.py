@@ -80,7 +80,7 @@ def export_model(folder: Path, output: Path, *, precision: Precision, root: Path
         kind = "training images" if len(calibration) else "images of noise"
         comparison = compare_with_torch(temporary, model, compared, kind)
         if comparison.agreement < MIN_AGREEMENT or (precision == "float32" and comparison.difference > MAX_DIFFERENCE):
-            raise UserError(f"{folder}: the exported model is too different, nothing is written ({comparison})")
+            raise UserError(f"{folder}: the exported model differs too much and is not kept ({comparison})")
     return comparison
 
 

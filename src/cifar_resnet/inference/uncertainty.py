@@ -28,7 +28,7 @@ class Reliability:
     familiarity_threshold: float | None = None
 
     def sentence(self, *, confidence: float, familiarity: float) -> str:
-        """A sentence for people, as Markdown; empty if nothing is known.
+        """A sentence for people, as Markdown; empty without an evaluation.
 
         Args:
             confidence: the calibrated probability of the predicted class.
@@ -37,8 +37,11 @@ class Reliability:
         if self.familiarity_threshold is not None and familiarity < self.familiarity_threshold:
             return UNFAMILIAR
         large = [row for row in self.bins if row["images"] >= MIN_IMAGES]
-        if not large:
+        if not self.bins:
             return ""
+        if not large:
+            total = sum(row["images"] for row in self.bins)
+            return f"{total:,.0f} test images are too few to say how often such an answer is right."
         nearest = min(large, key=lambda row: abs(row["confidence"] - confidence))
         return (
             f"Of {nearest['images']:,.0f} test images with a confidence of about {nearest['confidence']:.0%}, "

@@ -136,9 +136,10 @@ def _recipe(config: dict[str, Any], recipe: TrainParams) -> str:
         else ""
     )
     settings = recipe.model_dump(exclude=SAME_RESULT | (set() if start else {"init"}))
+    epochs = "1 epoch" if recipe.epochs == 1 else f"{recipe.epochs} epochs"
     machine = f"{provenance['cpu']}, {provenance['threads']} threads, {provenance['precision']}"
     return (
-        f"## Recipe\n\nTrained for {recipe.epochs} epochs, in {seconds / 60:,.1f} min ({machine}).{start}\n\n"
+        f"## Recipe\n\nTrained for {epochs}, in {seconds / 60:,.1f} min ({machine}).{start}\n\n"
         f"```\n{_settings('model', config['architecture'])}\n{_settings('train', settings)}\n```\n"
     )
 

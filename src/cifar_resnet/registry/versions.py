@@ -126,7 +126,7 @@ def exported_file(folder: Path) -> Iterator[Path | None]:
         try:
             export_model(folder, Path(scratch, EXPORTED_FILE), precision="int8", root=root)
         except UserError as error:
-            print(f"register: no exported file: {error}")
+            print(f"register: MLflow will serve with torch, because the int8 export failed: {error}")
             path = None
         yield path
 

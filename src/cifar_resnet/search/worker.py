@@ -137,7 +137,12 @@ def worker_processes(root: Path, count: int, limit: int, minutes: float) -> Iter
         torch.set_num_threads(threads)
         yield
         for number, process in enumerate(processes, start=2):
-            if process.wait():
+            code = process.wait()
+            if code < 0:
+                print(
+                    f"search: worker {number} was killed by signal {-code}; the others do its trials", file=sys.stderr
+                )
+            elif code:
                 print(f"search: worker {number} failed, see {SCRATCH}/search-worker-{number}.log", file=sys.stderr)
     except BaseException:
         for process in processes:

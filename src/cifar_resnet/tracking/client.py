@@ -130,16 +130,20 @@ def _training_run(root: Path, name: str, folder: Path, is_active: Callable[[Path
         return Run(client, run_id)
 
 
-def get_run(root: Path, run_id: str) -> Run:
+def get_run(root: Path, run_id: str, *, is_local: bool = True) -> Run:
     """The run that trained the model, or a new run if this database does not have it.
 
     DVC can restore a model from its cache although its run is in another database.
+
+    Args:
+        is_local: whether the database should have it; a message then says if it does not.
     """
     client = connect(root)
     with require_mlflow(client):
         local_id = find_run(client, run_id)
         if local_id is None:
-            print(f"MLflow has no run {run_id}, which trained this model; its results go to a new run")
+            if is_local:
+                print(f"MLflow has no run {run_id}, which trained this model; its results go to a new run")
             local_id = create_run(client, "restored", provenance.provenance_tags(root) | {ORIGINAL_RUN_TAG: run_id})
             client.set_terminated(local_id, "FINISHED")
         return Run(client, local_id)

@@ -10,7 +10,7 @@ import dvc.api
 from dvc.api import DVCFileSystem
 from dvc.exceptions import DvcException, PathMissingError
 from dvc.repo import Repo
-from dvc.scm import SCMError
+from dvc.scm import RevError, SCMError
 from pygit2 import GitError
 
 from cifar_resnet.errors import UserError
@@ -54,6 +54,10 @@ def read_revision_file(root: Path, revision: str, path: str) -> bytes:
         with report_git_errors(root), dvc.api.open(path, repo=str(root), rev=revision, mode="rb") as stream:
             content: bytes = stream.read()
             return content
+    except RevError:
+        raise UserError(
+            f"{revision}: no such commit, branch, tag or experiment; `dvc exp list --all-commits` lists the experiments"
+        ) from None
     except (OSError, DvcException, SCMError) as error:
         is_missing = isinstance(error, PathMissingError)
         reason = "neither in Git nor in DVC's cache" if is_missing else " ".join(str(error).split())

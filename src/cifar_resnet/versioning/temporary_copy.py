@@ -52,12 +52,14 @@ def require_own_pictures(root: Path, options: list[str]) -> None:
     values |= {key: value.strip("'\"") for key, _, value in (text.partition("=") for text in arguments.set_param)}
     dataset, folder = (values.get(f"download.{key}", values[key]) for key in ("dataset", "folder"))
     copied = map(Path, arguments.copy_paths)
-    if dataset != "folder" or Path(folder).is_absolute() or Path(folder) in copied:
+    if dataset != "folder" or not folder:  # the stage refuses an empty name
         return
     if not (root / folder).exists():
         raise UserError(
             f"download.folder is {folder}, which does not exist; put your pictures there or name their folder"
         )
+    if Path(folder).is_absolute() or Path(folder) in copied:
+        return
     paths = [Path(folder), *Path(folder).parents[:-1]]
     tracked = ["git", "ls-files", "--", folder, *(f"{path}.dvc" for path in paths)]
     if not subprocess.run(tracked, cwd=root, capture_output=True, check=False).stdout:

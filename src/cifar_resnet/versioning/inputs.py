@@ -1,0 +1,46 @@
+"""The inputs of a running stage. DVC records them as they are when the stage ends, also if they changed meanwhile."""
+
+from pathlib import Path
+
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import file_hash
+from cifar_resnet.params.file import flatten, parse_yaml
+
+
+def read_inputs(root: Path, stage: str) -> dict[str, str]:
+    """What dvc.yaml lists for a stage: each value of its sections of params.yaml, and the hash of each file.
+
+    Empty in a folder without dvc.yaml.
+    """
+    if not (root / "dvc.yaml").exists():
+        return {}
+    definition = parse_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+    sections = parse_yaml((root / "params.yaml").read_text(encoding="utf-8"))
+    values = flatten({name: sections.get(name, {}) for name in definition["params"]})
+    files = [file for path in definition["deps"] for file in (root / path, *(root / path).rglob("*"))]
+    return {f"params.yaml: {key}": str(value) for key, value in values.items()} | {
+        str(file.relative_to(root)): file_hash(file)
+        for file in files
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+
+
+def require_unchanged(root: Path, stage: str, inputs: dict[str, str]) -> None:
+    """Check the inputs before a stage writes its outputs.
+
+    Args:
+        inputs: what `read_inputs` returned when the stage started.
+
+    Raises:
+        UserError: if one has changed.
+    """
+    now = read_inputs(root, stage)
+    changed = sorted(key for key in inputs | now if inputs.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        values = f" from {inputs.get(key)} to {now.get(key)}" if key.startswith("params.yaml") else ""
+        others = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
+        raise UserError(
+            f"{key} changed{values}{others} while this stage ran, and DVC would record the new content with a result "
+            "of the old one; restore it to keep this result, then run the same command again"
+        )
