@@ -107,7 +107,7 @@ def test_results_are_read_from_git_and_dvc(
     assert "correct: both 2, only HEAD 1, only workspace 3, neither 0" in capsys.readouterr().out
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert (head.images_md5, read_result(tmp_path, "workspace").images_md5) == (file_hash(tmp_path / IMAGES),) * 2
-    with pytest.raises(UserError, match=r"nonsense: no data/model/model.json"):
+    with pytest.raises(UserError, match=r"nonsense: no such commit, branch, tag or experiment;"):
         read_result(tmp_path, "nonsense")
     (tmp_path / CONFIG).write_text(json.dumps({"classes": CLASSES}))
     (tmp_path / LOGITS).unlink()
