@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def restore_training_params(root: Path, revision: Revision, folder: Path) -> Non
     """Replace params.yaml by that of the commit with the model: a later commit can have other keys and values."""
     commit = last_commit_of(root, CONFIG, revision.commit)
     if commit:
-        (folder / "params.yaml").write_bytes(revisions.read_revision_file(root, commit, "params.yaml"))
+        revisions.copy_revision_files(root, replace(revision, commit=commit), ["params.yaml"], folder)
 
 
 def delete_foreign_evaluation(folder: Path) -> None:
