@@ -34,6 +34,14 @@ def test_a_changed_value_is_an_error_with_both_values(root: Path) -> None:
         require_unchanged(root, "train", inputs)
 
 
+@pytest.mark.parametrize("text", ["", "train: [", "train: 3\nmodel: {}\n"])
+def test_a_params_file_that_is_being_edited_is_an_error_too(root: Path, text: str) -> None:
+    inputs = read_inputs(root, "train")
+    (root / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"^params.yaml: model.activation changed from silu to None \(and \d+ more\)"):
+        require_unchanged(root, "train", inputs)
+
+
 def test_what_the_stage_does_not_depend_on_may_change(root: Path) -> None:
     inputs = read_inputs(root, "train")
     write_params(root, search={"trials": 99}, checkpoint={"epochs": 2})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
-from cifar_resnet.params.file import flatten, parse_yaml
+from cifar_resnet.params.file import flatten, raw_sections, read_yaml
 
 
 def read_inputs(root: Path, stage: str) -> dict[str, str]:
@@ -14,8 +14,8 @@ def read_inputs(root: Path, stage: str) -> dict[str, str]:
     """
     if not (root / "dvc.yaml").exists():
         return {}
-    definition = parse_yaml((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    sections = parse_yaml((root / "params.yaml").read_text(encoding="utf-8"))
+    definition = read_yaml(root / "dvc.yaml", "dvc.yaml")["stages"][stage]
+    sections = raw_sections((root / "params.yaml").read_text(encoding="utf-8"))
     values = flatten({name: sections.get(name, {}) for name in definition["params"]})
     files = [file for path in definition["deps"] for file in (root / path, *(root / path).rglob("*"))]
     return {f"params.yaml: {key}": str(value) for key, value in values.items()} | {
