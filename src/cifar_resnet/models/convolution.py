@@ -1,4 +1,7 @@
-"""A convolution whose weight gradient is fast on small images, on CPUs with AMX (Intel's matrix instructions)."""
+"""A convolution that computes no more than pooling needs.
+
+Its weight gradient is fast on small images, on CPUs with AMX (Intel's matrix instructions).
+"""
 
 from functools import cache
 from typing import Any
@@ -16,51 +19,61 @@ MAX_ROW_PIXELS = 48
 class Convolution(nn.Conv2d):
     """`nn.Conv2d` without bias, padded by half of the kernel.
 
+    With `even_output`, the last row and column are left out if their number is odd. Pooling of 2x2 pixels does not use
+    them: it makes 3x3 pixels of 7x7, and looks at 6x6.
+
     oneDNN adds to the weight gradient once per row of pixels. On rows of 3 to 8 pixels, memory traffic of the weights
     takes most of the time. Images side by side make the rows longer. With 256 input and output channels and 1,000
     images of 7x7 (3x3) pixels, this reduces the time from 87 (51) to 42 (8) ms; the forward pass takes 25 (7) ms
     (benchmarks/LOG.md).
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, *, even_output: bool = False) -> None:
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+        self.even_output = even_output
 
     def forward(self, x: Tensor) -> Tensor:
+        margin = self.kernel_size[0] // 2
+        odd_rows, odd_columns = x.shape[-2] % 2, x.shape[-1] % 2
+        if self.even_output and (odd_rows or odd_columns):
+            x, margin = F.pad(x, (margin, margin - odd_columns, margin, margin - odd_rows)), 0
         small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= MAX_SIDE
         if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
-            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype))
+            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype), margin)
         else:
-            y = super().forward(x)
+            y = F.conv2d(x, self.weight, None, self.stride, margin)
         return y
 
 
 class SideBySide(torch.autograd.Function):
-    """Stride-1 convolution of x (N, C, H, W) with an odd square kernel.
+    """Stride-1 convolution of x (N, C, H, W) with a square kernel; `margin`: padding.
 
     The weight gradient is computed on rows of several images, with zeros between them.
     """
 
     @staticmethod
-    def forward(context: Any, x: Tensor, weight: Tensor) -> Tensor:
+    def forward(context: Any, x: Tensor, weight: Tensor, margin: int) -> Tensor:
         context.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+        context.margin = margin
+        return F.conv2d(x, weight, padding=margin)
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = context.saved_tensors
-        margin = weight.shape[-1] // 2
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        (x, weight), margin = context.saved_tensors, context.margin
         input_gradient = conv2d_input(x.shape, weight, gradient, padding=margin)
-        images = images_per_row(len(x), x.shape[-1] + margin)
-        x, gradient = side_by_side(x, images, margin), side_by_side(gradient, images, margin)
-        return input_gradient, conv2d_weight(x, weight.shape, gradient, padding=margin)
+        width = x.shape[-1] + margin
+        images = images_per_row(len(x), width)
+        x, gradient = side_by_side(x, images, width), side_by_side(gradient, images, width)
+        gradient = gradient[..., : images * width + 2 * margin - weight.shape[-1] + 1]  # without padding it is shorter
+        return input_gradient, conv2d_weight(x, weight.shape, gradient, padding=margin), None
 
 
-def side_by_side(x: Tensor, images: int, margin: int) -> Tensor:
-    """(N, C, H, W) -> (N / images, C, H, images * (W + margin)), channels last; zeros to the right of each image."""
-    count, channels, height, width = x.shape
-    rows = x.new_zeros(count // images, height, images, width + margin, channels)
-    rows[..., :width, :] = x.permute(0, 2, 3, 1).unflatten(0, (-1, images)).transpose(1, 2)
+def side_by_side(x: Tensor, images: int, width: int) -> Tensor:
+    """(N, C, H, W) -> (N / images, C, H, images * width), channels last; zeros to the right of each image."""
+    count, channels, height, _ = x.shape
+    rows = x.new_zeros(count // images, height, images, width, channels)
+    rows[..., : x.shape[-1], :] = x.permute(0, 2, 3, 1).unflatten(0, (-1, images)).transpose(1, 2)
     return rows.flatten(2, 3).permute(0, 3, 1, 2)
 
 

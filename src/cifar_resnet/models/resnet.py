@@ -116,7 +116,7 @@ def make_layer(params: ModelParams, index: int, inputs: int) -> nn.Sequential:
     stride = 1
     if params.downsample == "pool":
         downsampling = [
-            make_convolution(inputs, outputs, skip_kernel, mirrored=params.mirrored),
+            make_convolution(inputs, outputs, skip_kernel, mirrored=params.mirrored, pooled=True),
             symmetric_pooling() if params.mirrored else nn.MaxPool2d(2),
             batch_norm(outputs, mirrored=params.mirrored),
             ACTIVATIONS[params.activation](),
@@ -135,9 +135,18 @@ def symmetric_pooling() -> nn.MaxPool2d:
     return nn.MaxPool2d(3, stride=2, ceil_mode=True)
 
 
-def make_convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool) -> nn.Conv2d:
-    """A convolution without bias; its first filters start as the identity."""
-    conv = MirroredConvolution(inputs, outputs, kernel) if mirrored else Convolution(inputs, outputs, kernel, stride)
+def make_convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, *, mirrored: bool, pooled: bool = False
+) -> nn.Conv2d:
+    """A convolution without bias; its first filters start as the identity.
+
+    Args:
+        pooled: whether pooling follows, which halves the resolution.
+    """
+    if mirrored:
+        conv: nn.Conv2d = MirroredConvolution(inputs, outputs, kernel)
+    else:
+        conv = Convolution(inputs, outputs, kernel, stride, even_output=pooled)
     with torch.no_grad():
         for filters in conv.parameters():
             nn.init.dirac_(filters[: filters.shape[1]])
