@@ -49,6 +49,18 @@ def test_pictures_are_scaled_as_in_predict_and_sorted_by_class_and_path(tmp_path
     assert skipped.summary() == ""
 
 
+def test_an_empty_folder_of_a_class_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_pictures(tmp_path / "photos", *FILES)
+    for folder in ("bird/2024/may", "notes", ".cache", "cat/deep/empty"):
+        (photos / folder).mkdir(parents=True)
+    (photos / "notes/readme.txt").write_text("two classes", encoding="utf-8")
+    dataset, skipped = read(photos)
+    assert dataset.classes == ("cat", "dog")
+    expected = [f"skipped: photos/{name}: a folder without pictures" for name in ("bird", "cat/deep/empty", "notes")]
+    assert capsys.readouterr().err.splitlines() == expected
+    assert skipped.summary() == ", 3 skipped, 1 other file ignored"
+
+
 @pytest.mark.parametrize("prefix", ["", "photos/", "photos/train/"])
 def test_a_zip_gives_the_same_images_as_the_folder(tmp_path: Path, prefix: str) -> None:
     photos = write_pictures(tmp_path / "photos", *FILES)

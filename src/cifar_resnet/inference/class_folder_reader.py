@@ -1,12 +1,13 @@
 """Read own pictures with their classes, from a folder or zip with a folder for each class."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
@@ -93,6 +94,8 @@ def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Mem
             skipped.add(walk_error_text(error))
         for link in sorted(link for link in path.rglob("*") if link.is_symlink() and link.is_dir()):
             skipped.add(f"{source}/{printable(link.relative_to(path).as_posix())}: a link to a folder")
+        for folder in folders_without_picture(path, members):
+            skipped.add(f"{source}/{folder}: a folder without pictures")
         yield members
     elif path.is_file() and is_zipfile(path):
         try:
@@ -104,6 +107,14 @@ def open_members(path: Path, source: str, skipped: Skipped) -> Iterator[list[Mem
     else:
         found = "not a folder, an undamaged zip or an archive of CIFAR-100" if path.exists() else "not found"
         raise UserError(f"{source}: {found}; download.folder names the pictures")
+
+
+def folders_without_picture(path: Path, pictures: list[Member]) -> list[str]:
+    """Folders beside those of the pictures that have no picture in them, for example an empty folder of a class."""
+    used = {folder for file, _ in pictures for folder in PurePosixPath(file).parents}
+    walked = (PurePosixPath(printable(Path(folder).relative_to(path).as_posix())) for folder, *_ in os.walk(path))
+    empty = (folder for folder in walked if folder not in used and folder.parent in used)
+    return sorted(str(folder) for folder in empty if not folder.name.startswith("."))
 
 
 def without_common_folder(members: list[Member]) -> list[Member]:
