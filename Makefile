@@ -7,7 +7,7 @@ export PATH := $(CURDIR)/$(bin):$(PATH)
 unexport $(filter-out GIT_CONFIG_%,$(shell git rev-parse --local-env-vars 2>/dev/null))
 
 help:            ## list these commands
-	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 28
 
 # Installs when pyproject.toml or constraints.txt have another content, or when .venv's Python does not run (.venv comes from
 # another machine). The marker, a copy of both, is removed first and written last: after an interruption .venv is made anew.
@@ -30,13 +30,13 @@ FORCE:
 	  $(bin)/python .ci/install.py $(@F) && $(bin)/python .ci/portable_venv.py; }
 	@cp .venv/ready $@
 
-setup: .venv/ready ## create .venv with the pinned dependencies and this package; the Makefile says how to get PyTorch for CPUs only
+setup: .venv/ready ## create .venv with the pinned dependencies and this package
 	@echo "next: source $(bin)/activate && cifar-resnet predict photo.jpg (classifies your picture),"
 	@echo "      make demo (a page in the browser), make quick (a small experiment), make repro (the pipeline); make help lists all"
 
 repro: .venv/ready ## run the pipeline: every stage whose inputs have changed, in order
 	@dvc repro
-	@echo "next: make ui (runs, registry), dvc plots show (figures), dvc exp run -S train.seed=1 (another seed);"
+	@echo "next: make ui (runs, registry), dvc plots show (figures), dvc exp run --temp -S train.seed=1 (another seed);"
 	@echo "      source $(bin)/activate puts dvc, mlflow and cifar-resnet into PATH"
 
 test: .venv/ready ## run every check: format, lint, types, tests
@@ -67,7 +67,7 @@ benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runti
 # `eval` reads the preset once, so that its mistakes are printed once.
 preset = presets/$(NAME).yaml
 options = $(eval options := $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)'))$(options)
-preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='-S train.seed=1'
+preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='--name wide-1 -S train.seed=1'
 	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
 	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'

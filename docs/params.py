@@ -17,9 +17,10 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 INTRODUCTION = """# params.yaml
 
-`make params-docs` writes this page. The values are those of [params.yaml](../params.yaml), the default recipe.
-`dvc exp run -S section.key=value` trains with another value, for example `-S train.seed=1`.
+After this page you know every key of [params.yaml](../params.yaml), its allowed values and its default.
+`dvc exp run --temp -S section.key=value` trains with another value, for example `-S train.seed=1`.
 An unknown or missing key is an error. [params.schema.json](params.schema.json) gives editors the same descriptions.
+`make params-docs` writes this page.
 """
 
 

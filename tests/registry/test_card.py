@@ -100,7 +100,7 @@ def test_the_card_of_own_pictures_names_their_source_and_not_cifar_10() -> None:
     assert "The classes: class | 0, class | 1, class | 2." in text
     assert "one of its three classes" in text
     assert "CIFAR" not in text
-    assert "| plain, mean over the classes (balanced accuracy) | 87.50 % |" in text
+    assert "| mean over the classes (balanced accuracy) | 87.50 % |" in text
     assert "It started from the weights pretrained (01234567)." in text
     assert r"| class \| 0 | 100.0 % |" in text
 

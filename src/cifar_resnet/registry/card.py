@@ -83,7 +83,11 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
     rows = [
-        ("plain", _percent(metrics["accuracy"], 2), _interval(*metrics["accuracy_interval"], decimals=2)),
+        (
+            "without test-time augmentation",
+            _percent(metrics["accuracy"], 2),
+            _interval(*metrics["accuracy_interval"], decimals=2),
+        ),
         (
             "with test-time augmentation",
             _percent(metrics["accuracy_tta"], 2),
@@ -91,9 +95,9 @@ def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:
         ),
     ]
     if "balanced_accuracy" in metrics:
-        rows.append(("plain, mean over the classes (balanced accuracy)", _percent(metrics["balanced_accuracy"], 2), ""))
+        rows.append(("mean over the classes (balanced accuracy)", _percent(metrics["balanced_accuracy"], 2), ""))
     if "mean_corruption_accuracy" in metrics:
-        rows.append(("plain, corrupted images (mean)", _percent(metrics["mean_corruption_accuracy"]), ""))
+        rows.append(("under corruption (mean of all)", _percent(metrics["mean_corruption_accuracy"]), ""))
     return (
         f"# Model card: {name}\n\n"
         f"A residual network that assigns a color image of 32x32 pixels to one of {len(config['classes'])} classes.\n"
@@ -106,7 +110,7 @@ def _data(statistics: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {split}" for split, count in statistics["images"].items() if count)
     return (
         f"## Data\n\n{_data_name(statistics)} ({counts} images), {_class_sizes(statistics)}.\n"
-        "The weights were fitted to the train images only.\n"
+        "The weights were trained on the train images only.\n"
         f"The classes: {_class_list(statistics['classes'])}.\n"
     )
 
