@@ -65,30 +65,35 @@ benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runti
 
 # A preset is a file of other values by their full names. `make -n` shows the command without running it.
 # `eval` reads the preset once, so that its mistakes are printed once.
-preset = presets/$(NAME).yaml
-options = $(eval options := $(shell test -f '$(preset)' && $(bin)/python -m cifar_resnet.params.overrides '$(preset)'))$(options)
+quote = '$(subst ','\'',$(1))'
+preset = $(call quote,presets/$(NAME).yaml)
+options = $(eval options := $(shell test -f $(preset) && $(bin)/python -m cifar_resnet.params.overrides $(preset)))$(options)
 preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='--name wide-1 -S train.seed=1'
-	@test -f '$(preset)' || { echo "NAME='$(NAME)' is not a preset; available presets:"; \
+	@test -f $(preset) || { echo NAME=$(call quote,'$(NAME)') is not a preset\; available presets:; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
 	@python -c 'from cifar_resnet import errors; from cifar_resnet.versioning import revisions; errors.run(revisions.require_temporary_copies, "preset")'
 	@python -m cifar_resnet.versioning.temporary_copy $(options) $(MORE)
-	$(if $(options),dvc exp run --temp --name '$(NAME)' $(options) $(MORE),@exit 1)
+	$(if $(options),dvc exp run --temp --name $(call quote,$(NAME)) $(options) $(MORE),@exit 1)
 
-# DVC runs no second experiment of the same name. Stages that have run already are restored from its cache.
+# DVC runs no second experiment of the same name. After a failure the previous one is back.
+# Stages that have run already are restored from DVC's cache.
+quick_refs := 'refs/exps/*/*/quick'
 quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 % test accuracy
-	@git for-each-ref --format='delete %(refname)' 'refs/exps/*/*/quick' | git update-ref --stdin
-	@$(MAKE) --no-print-directory preset NAME=quick
+	@before="$$(git for-each-ref --format='create %(refname) %(objectname)' $(quick_refs))"; \
+	trap 'git for-each-ref $(quick_refs) | grep -q . || [ -z "$$before" ] || git update-ref --stdin <<< "$$before"' EXIT; \
+	git for-each-ref --format='delete %(refname)' $(quick_refs) | git update-ref --stdin && \
+	$(MAKE) --no-print-directory preset NAME=quick
 	@python -m cifar_resnet.cli.quick
 
 A := HEAD
 B := workspace
 compare: .venv/ready ## is B better than A? Git revisions, DVC experiments or pretrained: make compare A=HEAD B=workspace
-	@cifar-resnet compare '$(A)' '$(B)'
+	@cifar-resnet compare $(call quote,$(A)) $(call quote,$(B))
 
 search: .venv/ready ## search for a better network, or continue the search; section search of params.yaml
 	@cifar-resnet search
 
-demo: .venv/demo ## open a page in the browser that classifies your pictures
+demo: .venv/demo ## start a page for the browser that classifies your pictures
 	@cifar-resnet demo
 
 ui: .venv/ready  ## start MLflow on 127.0.0.1 and print the addresses of the run table and of the champion
@@ -102,7 +107,7 @@ mlflow-backfill: .venv/ready ## add missing runs to MLflow, of the workspace, HE
 
 MODEL := data/model
 pretrained: .venv/ready ## write src/cifar_resnet/pretrained from an evaluated model: make pretrained MODEL=data/model
-	@python benchmarks/pretrained.py '$(MODEL)'
+	@python benchmarks/pretrained.py $(call quote,$(MODEL))
 
 params-docs: .venv/ready ## write docs/params.md and docs/params.schema.json, after a change of params.yaml or its fields
 	@python docs/params.py

@@ -53,14 +53,32 @@ def test_the_result_names_accuracy_and_registration_and_commands_that_exist(
     assert set(re.findall(r"^  make ([a-z-]+)", text, re.MULTILINE)) <= targets
 
 
-def test_make_replaces_earlier_experiments_of_this_name_and_no_others(root: Path) -> None:
+OTHERS = ["refs/exps/aa/bb/other", "refs/exps/aa/bb/quick-2"]
+EARLIER = ["refs/exps/aa/bb/quick", "refs/exps/cc/dd/quick"]
+
+
+def refs_after_quick(root: Path, training: str) -> list[str]:
+    """DVC's experiments after `make quick`, with a shell script in place of the training."""
     shutil.copy(ROOT / "Makefile", root)
-    for name in ("aa/bb/quick", "cc/dd/quick", "aa/bb/quick-2", "aa/bb/other"):
-        git(root, "update-ref", f"refs/exps/{name}", "HEAD")
-    for _ in range(2):  # the second time there is nothing to replace
-        result = subprocess.run(
-            ["make", "-o", ".venv/ready", "quick"], cwd=root, capture_output=True, text=True, check=False
-        )
-        assert "No rule to make target 'pyproject.toml'" in result.stderr  # a folder without it trains nothing
-        refs = git(root, "for-each-ref", "--format=%(refname)", "refs/exps").split()
-        assert refs == ["refs/exps/aa/bb/other", "refs/exps/aa/bb/quick-2"]
+    script = root / "training"
+    script.write_text(f"#!/bin/sh\n{training}\n")
+    script.chmod(0o755)
+    command = ["make", "-o", ".venv/ready", f"MAKE={script}", "quick"]
+    subprocess.run(command, cwd=root, capture_output=True, check=False)
+    return git(root, "for-each-ref", "--format=%(refname)", "refs/exps").split()
+
+
+@pytest.mark.parametrize("training", ["exit 1", "kill -INT $PPID; exit 1", "kill -TERM $PPID; exit 1"])
+@pytest.mark.parametrize("earlier", [EARLIER, []])
+def test_a_training_that_fails_keeps_the_earlier_experiments(root: Path, training: str, earlier: list[str]) -> None:
+    for name in (*earlier, *OTHERS):
+        git(root, "update-ref", name, "HEAD")
+    assert refs_after_quick(root, training) == sorted((*earlier, *OTHERS))
+
+
+def test_a_training_replaces_the_earlier_experiments_of_this_name_and_no_others(root: Path) -> None:
+    for name in (*EARLIER, *OTHERS):
+        git(root, "update-ref", name, "HEAD")
+    none_is_left = "! git for-each-ref --format='%(refname)' | grep -q /quick$"  # DVC would refuse the name
+    refs = refs_after_quick(root, f"{none_is_left} && git update-ref refs/exps/ee/ff/quick HEAD")
+    assert refs == sorted([*OTHERS, "refs/exps/ee/ff/quick"])

@@ -20,8 +20,9 @@ def test_the_printed_addresses_answer_and_ctrl_c_ends_the_server(tmp_path: Path,
     command = [sys.executable, "-m", "cifar_resnet", "ui"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        server, runs = (process.stdout.readline() for _ in range(2))
+        starting, server, runs = (process.stdout.readline() for _ in range(3))
         address = server.split()[3]
+        assert starting.startswith("MLflow is starting")
         assert server == f"MLflow runs at {address} until Ctrl-C\n"
         port = address.rsplit(":", 1)[1]
         assert runs.startswith(f"runs: http://mlflow.localhost:{port}/#/experiments/")

@@ -22,10 +22,12 @@ def test_the_addresses_are_those_of_the_run_table_and_of_the_champion(tmp_path: 
     client.create_registered_model("model")
     for _ in range(2):
         client.create_model_version("model", source="/nowhere")
-    assert page_addresses(client, "model") == {"runs": runs}
+    models = "#/models?workflowType=machine_learning"
+    assert page_addresses(client, "model") == {"runs": runs, "models": models}
     client.set_registered_model_alias("model", "champion", "2")
     champion = "#/models/model/versions/2?workflowType=machine_learning"
     assert page_addresses(client, "model") == {"runs": runs, "champion": champion}
+    assert page_addresses(client, "another") == {"runs": runs, "models": models}
 
 
 def test_a_port_in_use_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def test_an_untracked_folder_of_own_pictures_is_an_error_that_names_three_ways(w
         require_own_pictures(with_photos, ["--temp", *OWN])
     assert str(caught.value) == (
         "download.folder is my/photos, which neither Git nor DVC tracks, so that it is not in the temporary copy of an "
-        "experiment; run `dvc add my/photos`, name it by its absolute path, or add the option -C my/photos"
+        "experiment; run `dvc add my/photos`, name it by its absolute path, or add MORE='-C my/photos'"
     )
     require_own_pictures(with_photos, [*OWN, "-C", "my/photos/"])
     require_own_pictures(with_photos, [*OWN, "-S", f"download.folder={with_photos / 'my/photos'}"])

@@ -13,7 +13,7 @@ from cifar_resnet.errors import run
 COMMANDS = (
     ("predict", "classify your images", predict.add_predict_arguments, predict.predict_command),
     ("export", "write a model as an ONNX file", export.add_export_arguments, export.export_command),
-    ("demo", "open a page that classifies pictures", demo.add_demo_arguments, demo.demo_command),
+    ("demo", "start a page for the browser that classifies pictures", demo.add_demo_arguments, demo.demo_command),
     ("compare", "compare two networks on the same test images", compare.add_compare_arguments, compare.compare_command),
     ("search", "search for a better network", search.add_search_arguments, search.search_command),
     ("registry", "list, add, promote or roll back models", registry.add_registry_arguments, registry.registry_command),

@@ -12,17 +12,18 @@ EXPERIMENT = "quick"
 RESULT = """
 quick: {accuracy}
 quick: {parameters:,} parameters, trained in {seconds:.0f} s; {registration}
-quick: params.yaml and the results in data/ have not changed
+quick: params.yaml and the results in data/ have not changed; `dvc exp apply quick` replaces them by these
 
 Look at it:
   make ui                                  curves, figures and the registered model, in MLflow
-  dvc exp show                             its parameters and metrics, beside those of the committed result
+  dvc metrics diff HEAD quick              its metrics beside those of the committed result
   cifar-resnet compare quick pretrained    which images the pretrained network gains
+  cifar-resnet predict photo.jpg --model {model}
 
 Next:
   cifar-resnet predict photo.jpg --model pretrained
-  make repro                               train the committed network
-  dvc exp run --temp -S train.seed=1       the same with another value of params.yaml
+  make repro                               train the default network: 27 minutes with AVX512-bf16, 92 with AVX2
+  dvc exp run --temp -S train.seed=1       the default network with another value of params.yaml
 
 `source .venv/bin/activate` puts these commands into PATH."""
 
@@ -38,6 +39,7 @@ def print_result(root: Path) -> None:
             accuracy=accuracy, parameters=metrics["parameters"], seconds=metrics["training_seconds"],
             registration="{model_name} version {version} in MLflow's registry".format_map(decision)
             if "version" in decision else decision["reason"],
+            model="models:/{model_name}/{version}".format_map(decision) if "version" in decision else "data/model",
         )
     )  # fmt: skip
 

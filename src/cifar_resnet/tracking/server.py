@@ -38,6 +38,7 @@ def show_pages(root: Path, model: str) -> None:
         print(f"MLflow is the server at {display_uri(uri)}")
         print_addresses(display_uri(uri).rstrip("/"), pages)
         return
+        print("MLflow is starting, which takes seconds, or a minute on a busy machine", flush=True)
     with mlflow_server(uri, project_home(root)) as (port, server):
         print(f"MLflow runs at http://{LOOPBACK}:{port} until Ctrl-C")
         print_addresses(f"http://{HOST}:{port}", pages)
@@ -55,12 +56,17 @@ def print_addresses(server: str, pages: dict[str, str]) -> None:
 
 
 def page_addresses(client: MlflowClient, model: str) -> dict[str, str]:
-    """What follows the server in the addresses of the run table and, if there is one, of the champion, by name."""
+    """What follows the server in the addresses of the run table and of the champion, by name.
+
+    Without a champion of `model`, that of the list of registered models, if there is one.
+    """
     pages = {"runs": f"#/experiments/{experiment_id(client)}/runs?viewStateShareKey={VIEW}&{TRAINING_MENU}"}
     for registered in client.search_registered_models(f"name = '{model}'"):
         if "champion" in registered.aliases:
             version = registered.aliases["champion"]
             pages["champion"] = f"#/models/{quote(model, safe='')}/versions/{version}?{TRAINING_MENU}"
+    if "champion" not in pages and client.search_registered_models(max_results=1):
+        pages["models"] = f"#/models?{TRAINING_MENU}"
     return pages
 
 

@@ -61,7 +61,10 @@ def read_revision_file(root: Path, revision: str, path: str) -> bytes:
     except (OSError, DvcException, SCMError) as error:
         is_missing = isinstance(error, PathMissingError)
         reason = "neither in Git nor in DVC's cache" if is_missing else " ".join(str(error).split())
-        raise UserError(f"{revision}: no {path} ({reason}); run `dvc repro evaluate` there, or `dvc pull`") from None
+        advice = "run `dvc repro evaluate` there, or `dvc pull`"
+        if revision == WORKSPACE:
+            advice = "run `make repro` in the project's folder, or `dvc pull`"
+        raise UserError(f"{revision}: no {path} ({reason}); {advice}") from None
     except AttributeError as error:
         if error.name != "tree":
             raise

@@ -65,7 +65,7 @@ def require_own_pictures(root: Path, options: list[str]) -> None:
     if not subprocess.run(tracked, cwd=root, capture_output=True, check=False).stdout:
         raise UserError(
             f"download.folder is {folder}, which neither Git nor DVC tracks, so that it is not in the temporary copy "
-            f"of an experiment; run `dvc add {folder}`, name it by its absolute path, or add the option -C {folder}"
+            f"of an experiment; run `dvc add {folder}`, name it by its absolute path, or add MORE='-C {folder}'"
         )
 
 
