@@ -1,6 +1,6 @@
 """download -> data/raw: CIFAR-10's six official files, verified by checksum, or own pictures as arrays."""
 
-import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import cifar_resnet.environment_variables  # noqa: F401
@@ -19,12 +19,10 @@ def main(root: Path) -> None:
     params = load_params(root / "params.yaml").download
     require_own_files(root / RAW)
     if params.dataset == "folder":
-        shutil.rmtree(root / RAW, ignore_errors=True)  # may have files of CIFAR-10, or of splits that are no more
         convert_folder(root, str(Path(params.folder)), strict=params.strict)
         return
     source = download_cifar10(params.sources, root / RAW, timeout_seconds=params.timeout_seconds)
-    for name in raw_dataset.FILES:
-        (root / RAW / name).unlink(missing_ok=True)
+    delete_files(root / RAW, raw_dataset.FILES)
     print(f"download: 60,000 images from {source} -> {RAW}, all checksums match")
 
 
@@ -39,12 +37,18 @@ def require_own_files(folder: Path) -> None:
         raise UserError(f"{RAW} has {others[0]}, which this stage did not write; move it to a folder outside of {RAW}")
 
 
+def delete_files(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+
+
 def convert_folder(root: Path, folder: str, *, strict: bool) -> None:
     skipped = Skipped(strict)
     if is_cifar100(root / folder):
         dataset = read_cifar100(root / folder, folder)
     else:
         dataset = read_class_folders(root / folder, folder, skipped)
+    delete_files(root / RAW, (*cifar10.MD5, *raw_dataset.FILES))  # of another dataset, or of splits that are no more
     write_raw_dataset(root / RAW, dataset)
     counts = {name: f"{len(images):,}" for name, images in dataset.splits.items()}
     parts = ", ".join(f"{count} {name}" for name, count in counts.items()) if len(counts) > 1 else counts["train"]

@@ -11,7 +11,7 @@ import cifar_resnet.environment_variables  # noqa: F401
 from cifar_resnet.data.dataset import read_array
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.significance import read_correct_mask
-from cifar_resnet.files import atomic_write, file_hash, read_json, write_json
+from cifar_resnet.files import atomic_write, file_hash, read_object, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams
@@ -35,8 +35,12 @@ INPUTS = (f"{PREPARED}/test_images.npy", f"{MODEL}/{WEIGHTS_FILE}", f"{MODEL}/{C
 def main(root: Path) -> None:
     params = load_params(root / "params.yaml")
     require_files(root, INPUTS)
-    if is_of_another_training(read_json(root / EVALUATION / "metrics.json"), read_json(root / MODEL / CONFIG_FILE)):
+    metrics, config = read_object(root / EVALUATION / "metrics.json"), read_object(root / MODEL / CONFIG_FILE)
+    if is_of_another_training(metrics, config):
         raise UserError(f"{EVALUATION} is of another training than {MODEL}; run `dvc repro evaluate`")
+    test_data = file_hash(root / PREPARED / "test_images.npy")
+    if metrics.get("test_data", test_data) != test_data:  # evaluations of earlier code do not name their images
+        raise UserError(f"{EVALUATION} is of other test images than those in {PREPARED}; run `dvc repro evaluate`")
     card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, params.train)
     if not params.tracking.enabled:
         reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
@@ -58,9 +62,9 @@ def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
 
 def register(root: Path, policy: RegisterParams, card: str) -> Decision:
     """Register the model with its evidence and its card, and promote it if the policy allows."""
-    config = read_json(root / MODEL / CONFIG_FILE)
+    config = read_object(root / MODEL / CONFIG_FILE)
     provenance = config["provenance"]
-    metrics = read_json(root / EVALUATION / "metrics.json")
+    metrics = read_object(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
     mlflow_run = get_run(root, provenance["mlflow_run"])
     evidence = provenance_tags(root) | {

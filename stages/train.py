@@ -15,7 +15,7 @@ from cifar_resnet.device import (
     select_dtype,
 )
 from cifar_resnet.errors import run, stop_on_signal
-from cifar_resnet.files import file_hash, read_json
+from cifar_resnet.files import file_hash, read_object
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.calibration import fit_temperatures
 from cifar_resnet.models.resnet import num_parameters
@@ -58,7 +58,8 @@ def train(root: Path, params: Params, world: World, stop_event: Event) -> None:
     inputs = read_inputs(root, "train")
     train_set, validation_set = (read_split(root / PREPARED, name) for name in ("train", "validation"))
     initial = load_initial_weights(root, params.train.init, params.model)
-    statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
+    statistics = read_object(root / PREPARED / "statistics.json", "channel_mean", "channel_std", "classes", "source")
+    statistics |= initial.channel_statistics if initial else {}
     precision, reason = select_dtype(params.train.precision, world.device)
     state = init_train_state(params.model, params.train, train_set, statistics, world=world, initial=initial)
     loader, num_images = BatchLoader(train_set, params.train, world), len(train_set)

@@ -13,8 +13,9 @@ import pytest
 from conftest import ROOT
 
 from cifar_resnet.data.dataset import write_array
+from cifar_resnet.errors import UserError
 from cifar_resnet.evaluation.report import write_csv_table
-from cifar_resnet.files import atomic_write
+from cifar_resnet.files import atomic_write, read_object, read_rows
 
 WRITE = "import sys; from pathlib import Path; from cifar_resnet.files import atomic_write\n"
 WRITE_AND_PRINT = f"""{WRITE}
@@ -233,3 +234,49 @@ def test_files_are_written_through_atomic_write() -> None:
         if str(path.relative_to(ROOT / "src/cifar_resnet")) not in own_folders:
             for line in path.read_text(encoding="utf-8").splitlines():
                 assert not writes.search(line) or re.search(r"\b(temporary|stream)\b", line), f"{path.name}: {line}"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "not found; run `dvc repro`"),
+        (b"<<<<<<< HEAD\n", "is damaged (Expecting value"),
+        (b"\xff", "is damaged ('utf-8' codec"),
+        (b"[1]", "is damaged (no accuracy)"),
+        (b"[" * 100_000, "is damaged (maximum recursion depth"),
+        (b"1", "is damaged (argument of type 'int'"),
+        (b'{"loss": 1}', "is damaged (no accuracy)"),
+    ],
+)
+def test_a_damaged_json_file_is_one_line(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "metrics.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{path}{':' if content is None else ''} {reason}")):
+        read_object(path, "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "no column class, recall"),
+        ("<<<<<<< HEAD\nclass,recall\n", "no column class, recall"),
+        ("class,recall\ncat\n", "a row is longer or shorter than the header"),
+        ("class,recall\n<<<<<<< HEAD\ncat,0.5\n", "a row is longer or shorter than the header"),
+        ("class,recall\ncat,0.5,1\n", "a row is longer or shorter than the header"),
+    ],
+)
+def test_a_damaged_csv_file_is_one_line(tmp_path: Path, content: str, reason: str) -> None:
+    path = tmp_path / "evaluation/table.csv"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(
+        UserError, match=re.escape(f"is damaged ({reason}); run `dvc repro evaluate` to write it again")
+    ):
+        read_rows(path, "class", "recall")
+
+
+@pytest.mark.parametrize("content", ["", "class,recall\ncat,0.5\n"])
+def test_a_table_is_read_and_an_empty_file_has_no_rows(tmp_path: Path, content: str) -> None:
+    (tmp_path / "table.csv").write_text(content)
+    assert read_rows(tmp_path / "table.csv") == ([{"class": "cat", "recall": "0.5"}] if content else [])

@@ -1,5 +1,6 @@
 """Errors that a user can fix (one line, exit code 1, no traceback), and signals."""
 
+import errno
 import os
 import signal
 import sys
@@ -29,7 +30,7 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
         setattr(sys, closed, stream)
     name = name or Path(sys.argv[0]).stem
     try:
-        code = main(Path.cwd())
+        code = main(current_folder())
         sys.stdout.flush()
     except UserError as error:
         sys.exit(f"{name}: {error}")
@@ -38,11 +39,31 @@ def run(main: Callable[[Path], int | None], name: str = "") -> None:
     except BrokenPipeError:  # the reader, for example `head`, has closed the pipe
         sys.exit(1)
     except OSError as error:
-        path = error.filename2 or error.filename
-        sys.exit(f"{name}: {f'{path}: cannot be used ({error.strerror})' if path else error}")
+        sys.exit(f"{name}: {describe(error)}")
     finally:
         _discard_unwritable_stdout()
     sys.exit(code)
+
+
+def current_folder() -> Path:
+    """
+    Raises:
+        UserError: if it was deleted.
+    """
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise UserError("the current folder no longer exists; change to another one") from None
+
+
+def describe(error: OSError) -> str:
+    """One line with the file, or what is full if the file is not known."""
+    path = error.filename2 or error.filename
+    if path:
+        return f"{path}: cannot be used ({error.strerror})"
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return f"the output cannot be written ({error.strerror})"
+    return str(error)
 
 
 def _discard_unwritable_stdout() -> None:

@@ -1,5 +1,6 @@
-"""Atomic writes, JSON files and file hashes."""
+"""Atomic writes, JSON and CSV files, and file hashes."""
 
+import csv
 import errno
 import hashlib
 import json
@@ -12,6 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
+
+from cifar_resnet.errors import UserError
+
+STAGES = {"raw": "download", "prepared": "preprocess", "model": "train", "evaluation": "evaluate"}  # by folder in data
 
 
 @contextmanager
@@ -130,6 +135,51 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a JSON object that a stage has written.
+
+    Raises:
+        UserError: if the file is missing or damaged, or if the object has not all `keys`; it names the stage to run.
+    """
+    try:
+        value: dict[str, Any] = read_json(path)
+        missing = [key for key in keys if key not in value]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise _unusable(path, error) from None
+    if missing or not isinstance(value, dict):
+        raise _unusable(path, f"no {', '.join(missing)}" if missing else "no JSON object")
+    return value
+
+
+def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Read a CSV file with a header that a stage has written.
+
+    Raises:
+        UserError: if the file is missing, not UTF-8, or has not all `columns` in every row.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = csv.DictReader(stream)
+            rows, header = list(table), table.fieldnames or ()
+    except (OSError, ValueError, csv.Error) as error:
+        raise _unusable(path, error) from None
+    missing = [column for column in columns if column not in header]
+    if missing:
+        raise _unusable(path, f"no column {', '.join(missing)}")
+    if any(None in row or None in row.values() for row in rows):
+        raise _unusable(path, "a row is longer or shorter than the header")
+    return rows
+
+
+def _unusable(path: Path, reason: object) -> UserError:
+    command = f"dvc repro {STAGES.get(path.parent.name, '')}".rstrip()
+    if isinstance(reason, FileNotFoundError):
+        return UserError(f"{path}: not found; run `{command}`")
+    if isinstance(reason, OSError):
+        return UserError(f"{path}: cannot be used ({reason.strerror})")
+    return UserError(f"{path} is damaged ({reason}); run `{command}` to write it again")
 
 
 def file_hash(path: Path, algorithm: str = "md5") -> str:

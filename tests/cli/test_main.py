@@ -89,7 +89,7 @@ def test_without_a_registry_the_workspaces_model_predicts(
 
 @pytest.mark.parametrize("name", ["7", "champoin", "0123456789abcdef0123456789abcdef"])
 def test_an_unknown_model_is_an_error(project: Path, photos: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=f"model {name} not found: neither a path nor pretrained, the champion"):
+    with pytest.raises(UserError, match=f"model {name} not found in .*: neither a path nor pretrained, the champion"):
         run(monkeypatch, project, "predict", photos, "--model", name)
 
 
@@ -207,7 +207,7 @@ def test_the_device_is_checked_before_the_model(photos: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(28, "No space left on device"), "the output cannot be written (No space left on device)"),
         (OSError("not a regular file"), "not a regular file"),
         (OSError(13, "Permission denied", "a.csv"), "a.csv: cannot be used (Permission denied)"),
     ],
@@ -222,6 +222,56 @@ def test_a_system_error_is_one_line_with_the_file_if_there_is_one(
     with pytest.raises(SystemExit) as raised:
         errors.run(fail, "predict")
     assert raised.value.code == f"predict: {message}"
+
+
+def test_below_the_projects_folder_one_line_says_that_its_models_are_not_used(
+    tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data/model").mkdir(parents=True)
+    for name in ("dvc.yaml", "params.yaml"):
+        (tmp_path / name).touch()
+    folder = tmp_path / "album/may"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert run(monkeypatch, folder, "predict", photos, "--output", "o.csv") == 0
+    assert (folder / "o.csv").stat().st_size > 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("predict: 2 images -> o.csv, model: pretrained (test accuracy ")
+    assert lines[1:] == [f"predict: {tmp_path} has a project; run the command there to use its models"]
+
+
+def test_a_deleted_current_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    with pytest.raises(SystemExit) as raised:
+        errors.run(lambda _: None, "predict")
+    monkeypatch.chdir(tmp_path)
+    assert raised.value.code == "predict: the current folder no longer exists; change to another one"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("compare", ""),
+        ("compare", "HEAD", ""),
+        ("compare", "--output", ""),
+        ("export", "", "--output", "a.onnx"),
+        ("export", "--output", ""),
+        ("predict", "a.png", "--output", ""),
+        ("search", "best", "--output", ""),
+        ("registry", "promote", "1", "--why", ""),
+    ],
+)
+def test_an_empty_argument_is_wrong_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit) as raised:
+        run(monkeypatch, tmp_path, *arguments)
+    assert raised.value.code == 2
+    assert "an empty text is no path or name; is a variable of the shell unset?" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_cannot_be_written_is_an_error(

@@ -81,7 +81,7 @@ def test_a_full_disk_behind_stdout_is_an_error_of_one_line(tmp_path: Path) -> No
     code = "from cifar_resnet.errors import run; run(lambda _: print('a' * 100_000), 'predict')"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "predict: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "predict: the output cannot be written (No space left on device)\n")
 
 
 def test_a_closed_stdout_or_stderr_changes_nothing_else(photos: Path, model_path: Path) -> None:

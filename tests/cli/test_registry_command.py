@@ -123,5 +123,7 @@ def test_a_missing_version_or_model_is_an_error(root: Path) -> None:
     with pytest.raises(UserError, match=r"cifar10-resnet has no version 9; `make registry` lists the versions"):
         run(root, "promote", "9")
     write_params(root, register={"model_name": "other"})
-    with pytest.raises(UserError, match=r"no model other is registered in /.*mlflow\.db; run `dvc repro register`"):
+    others = r"\(but cifar10-resnet; register.model_name in params.yaml selects one\)"
+    message = rf"no model other is registered in /.*mlflow\.db {others}; `cifar-resnet registry add pretrained` regi"
+    with pytest.raises(UserError, match=message):
         run(root, "list")

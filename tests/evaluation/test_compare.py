@@ -24,7 +24,7 @@ from cifar_resnet.evaluation.compare import (
     plot_differences,
     read_result,
 )
-from cifar_resnet.files import file_hash, write_json
+from cifar_resnet.files import file_hash, read_json, write_json
 
 CLASSES = ["cat", "dog", "owl"]
 TRUE = np.array([0, 0, 0, 1, 1, 1])
@@ -111,7 +111,7 @@ def test_results_are_read_from_git_and_dvc(
         read_result(tmp_path, "nonsense")
     (tmp_path / CONFIG).write_text(json.dumps({"classes": CLASSES}))
     (tmp_path / LOGITS).unlink()
-    with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `dvc repro evaluate`"):
+    with pytest.raises(UserError, match=r"workspace: no data/evaluation/logits.npy .* run `make repro`"):
         read_result(tmp_path, "workspace")
     shutil.rmtree(tmp_path / ".dvc/cache")  # as in a clone
     with pytest.raises(UserError, match=r"HEAD: no data/evaluation/logits.npy \(neither in Git nor in DVC's cache\);"):
@@ -142,6 +142,7 @@ def test_results_on_other_test_images_with_the_same_labels_raise_an_error(projec
     for name in ("data/model", "data/evaluation", "data/prepared"):
         shutil.copytree(project / name, tmp_path / name)
     write_array(tmp_path / IMAGES, np.load(tmp_path / IMAGES)[::-1])
+    write_json(tmp_path / METRICS, read_json(tmp_path / METRICS) | {"test_data": file_hash(tmp_path / IMAGES)})
     first, second = read_result(project, "workspace"), replace(read_result(tmp_path, "workspace"), revision="other")
     assert np.array_equal(first.labels, second.labels)
     with pytest.raises(UserError, match=r"workspace and other were .* the same data/prepared/test_images.npy$"):
@@ -159,13 +160,13 @@ def test_the_figure_of_a_comparison_with_the_pretrained_weights_shows_the_images
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [(CONFIG, "<<<<<<< HEAD\n"), (CONFIG, "[]"), (METRICS, "1"), (LOGITS, "no array"), (LABELS, "")],
+    [(CONFIG, "<<<<<<< HEAD\n"), (CONFIG, "[]"), (CONFIG, "{}"), (METRICS, "1"), (LOGITS, "no array"), (LABELS, "")],
 )
 def test_a_damaged_file_of_the_workspace_is_an_error_that_names_it(tmp_path: Path, file: str, content: str) -> None:
     write_outputs(tmp_path, FIRST)
     assert read_result(tmp_path, "workspace").correct.sum() == 3
     (tmp_path / file).write_text(content)
-    with pytest.raises(UserError, match=rf"^workspace: {file} is damaged \(.+\); `dvc repro evaluate`"):
+    with pytest.raises(UserError, match=rf"^workspace: {file} is damaged \(.+\); `dvc repro (evaluate|train)`"):
         read_result(tmp_path, "workspace")
 
 

@@ -1,14 +1,13 @@
 import copy
 import json
-from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import ROOT
 
+from cifar_resnet.files import read_rows
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import TrainParams
-from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, model_card, read_card, read_table
+from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, model_card, read_card
 
 FOLDERS = (ROOT / "data/prepared", ROOT / "data/model", ROOT / "data/evaluation")
 RECIPE = load_params(ROOT / "params.yaml").train
@@ -16,7 +15,7 @@ STATISTICS, CONFIG, METRICS = (
     json.loads((folder / name).read_text())
     for folder, name in zip(FOLDERS, ("statistics.json", "model.json", "metrics.json"), strict=True)
 )
-ROWS = {name: read_table(FOLDERS[2] / f"{name}.csv") for name in TABLES}
+ROWS = {name: read_rows(FOLDERS[2] / f"{name}.csv") for name in TABLES}
 
 
 def card(
@@ -114,9 +113,3 @@ def test_a_card_of_many_classes_lists_the_weakest_ones_and_fits_in_a_description
     assert text.count("| class ") == 1 + 20
     assert r"| class \| 199 |" in text
     assert len(text) <= MAX_CHARACTERS
-
-
-@pytest.mark.parametrize("content", ["", "class,recall\ncat,0.5\n"])
-def test_a_table_is_read_and_an_empty_file_has_no_rows(tmp_path: Path, content: str) -> None:
-    (tmp_path / "table.csv").write_text(content)
-    assert read_table(tmp_path / "table.csv") == ([{"class": "cat", "recall": "0.5"}] if content else [])

@@ -155,6 +155,13 @@ def test_accuracies_on_other_test_data_are_not_compared(client: MlflowClient) ->
     assert (other.champion, other.reason) == (False, "version 1 stays: it was evaluated on other test data")
 
 
+def test_masks_of_unequal_length_are_not_compared(client: MlflowClient) -> None:
+    promote_if_better(client, add_version(client, correct_mask(0.93)), policy())
+    decision = promote_if_better(client, add_version(client, correct_mask(0.99)[:-1]), policy())
+    assert not decision.champion
+    assert decision.reason == f"version 1 stays: its test_correct has {len(correct_mask(0.93)):,} images"
+
+
 def test_a_candidate_with_other_classes_is_not_compared(client: MlflowClient) -> None:
     register_candidate(client, 0.93, classes='["cat", "dog"]')
     other = register_candidate(client, 0.99, classes='["cat", "dog", "owl", "cow"]')

@@ -70,7 +70,7 @@ def test_an_image_file_is_scaled_like_a_file_on_disk(image_format: str) -> None:
         (["not base64!"], "image 0: not base64: it contains '!'; A-Z a-z 0-9"),
         (["ä"], "image 0: not base64: it contains '\\\\xe4'"),
         (["QUI=QUI="], "image 0: not base64: it contains '='; .* = at the end"),
-        (["QUJDR"], "image 0: not base64: 5 digits found; one more than a multiple of 4"),
+        (["QUJDR"], "image 0: not base64: 5 characters found; one more than a multiple of 4"),
         (["data:image/png,abc"], "image 0: not base64: a data: URL must start like data:image/png;base64,"),
         (["data:image/png;base64"], "image 0: not base64: a data: URL must start like"),
         (["\ud800" * 9], "image 0: not base64: it contains"),

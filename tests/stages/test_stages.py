@@ -1,5 +1,6 @@
 """Runs each stage on the tiny data and checks its files."""
 
+import errno
 import hashlib
 import json
 import os
@@ -18,8 +19,10 @@ from conftest import ROOT, rows, stage, tiny_images, write_params, write_raw
 from PIL import Image
 
 from cifar_resnet.data import cifar10
+from cifar_resnet.data.dataset import write_array
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError, run
+from cifar_resnet.evaluation.compare import read_result
 from cifar_resnet.files import write_json
 from cifar_resnet.inference import backend
 from cifar_resnet.inference.familiarity import familiarity
@@ -53,6 +56,24 @@ def test_download_deletes_no_file_of_the_user(tmp_path: Path) -> None:
     ):
         stage("download").main(tmp_path)
     assert len(list((tmp_path / "data/raw").iterdir())) == 7
+
+
+def test_download_of_own_pictures_keeps_hidden_files_and_after_an_error_all_files(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", per_class=3, seed=1)
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    stage("download").main(tmp_path)
+    raw = tmp_path / "data/raw"
+    (raw / ".notes").write_text("of the user")
+    before = {path.name: path.read_bytes() for path in raw.iterdir()}
+    for download in ({"folder": "missing"}, {"folder": "photos", "strict": True}):
+        (tmp_path / "photos/Cat/broken.png").write_bytes(b"text")
+        write_params(tmp_path, download={"dataset": "folder", **download})
+        with pytest.raises(UserError):
+            stage("download").main(tmp_path)
+        assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+    (tmp_path / "photos/Cat/broken.png").unlink()
+    stage("download").main(tmp_path)
+    assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
 
 
 def test_the_files_in_data_raw_can_be_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +340,64 @@ def test_docs_list_exactly_the_metrics_and_columns_that_evaluate_writes(project:
     assert set(columns) == {path.name for path in evaluation.glob("*.csv")}
     for name, cell in columns.items():
         assert re.findall(r"`(\w+)`", cell) == list(rows(evaluation / name)[0]), name
+
+
+def copy_results(project: Path, root: Path) -> Path:
+    for name in ("prepared", "model", "evaluation"):
+        shutil.copytree(project / "data" / name, root / "data" / name)
+    write_params(root, tracking={"enabled": False}, evaluate={"corruptions": False})
+    return root
+
+
+def test_evaluate_refuses_test_images_of_other_classes(project: Path, tmp_path: Path) -> None:
+    statistics = copy_results(project, tmp_path) / "data/prepared/statistics.json"
+    values = json.loads(statistics.read_text())
+    write_json(statistics, values | {"classes": ["zebra", *values["classes"][1:]]})
+    with pytest.raises(UserError, match=r"data/model knows the classes airplane, .* data/prepared has zebra, .*train"):
+        stage("evaluate").main(tmp_path)
+
+
+@pytest.mark.parametrize("fault", ["no history", "full disk"])
+def test_an_evaluation_that_fails_leaves_metrics_and_figures_as_they_were(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    evaluation = copy_results(project, tmp_path) / "data/evaluation"
+    kept = [evaluation / "metrics.json", *evaluation.glob("figures/*.png")]
+    before = [path.read_bytes() for path in kept]
+    if fault == "no history":
+        (tmp_path / "data/model/history.csv").unlink()
+        with pytest.raises(UserError, match=r"history.csv: not found; run `dvc repro train`"):
+            stage("evaluate").main(tmp_path)
+    else:
+
+        def save(_: object, path: Path, **__: object) -> None:
+            path.write_bytes(b"the first bytes")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("matplotlib.figure.Figure.savefig", save)
+        with pytest.raises(OSError, match="No space left"):
+            stage("evaluate").main(tmp_path)
+    assert [path.read_bytes() for path in kept] == before
+
+
+def test_register_and_compare_refuse_an_evaluation_of_other_test_images(project: Path, tmp_path: Path) -> None:
+    images = copy_results(project, tmp_path) / "data/prepared/test_images.npy"
+    write_array(images, np.load(images)[::-1])
+    with pytest.raises(UserError, match="data/evaluation is of other test images than those in data/prepared; run"):
+        stage("register").main(tmp_path)
+    with pytest.raises(UserError, match=r"workspace: .*metrics.json is of other test images than .*run `dvc repro ev"):
+        read_result(tmp_path, "workspace")
+    labels = tmp_path / "data/prepared/test_labels.npy"
+    write_array(labels, np.load(labels)[:-1])
+    with pytest.raises(UserError, match="of other test images"):
+        read_result(tmp_path, "workspace")
+
+
+def test_labels_that_do_not_fit_the_images_are_an_error_of_training(project: Path, tmp_path: Path) -> None:
+    labels = copy_results(project, tmp_path) / "data/prepared/train_labels.npy"
+    write_array(labels, np.load(labels)[:-1])
+    with pytest.raises(UserError, match=r"train_images.npy: uint8 .* with labels .* found, .* run `dvc repro prepro"):
+        stage("train").main(tmp_path)
 
 
 def test_evaluate_uses_the_models_temperatures_and_measures_corruptions_only_if_enabled(

@@ -127,6 +127,22 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
     assert copy.tags["original_run"] == IDS["longer"]
 
 
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n", '{"provenance": {}}'])
+@pytest.mark.parametrize("file", [backfill.CONFIG, backfill.HISTORY, backfill.METRICS, backfill.STATISTICS])
+def test_a_damaged_revision_is_named_and_all_others_are_added(
+    root: Path, capsys: pytest.CaptureFixture[str], file: str, content: str
+) -> None:
+    for name in backfill.REGISTER_INPUTS:
+        (root / name).touch()
+    (root / file).write_text(content)
+    with pytest.raises(UserError, match=r"the files of workspace are damaged, see above; all others were added"):
+        backfill.backfill_runs(root)
+    output = capsys.readouterr().out
+    assert f"workspace: {file} is damaged (" in output
+    assert "longer: run" in output
+    assert set(database_content(connect(root))) == set(IDS.values())  # that of the workspace is in HEAD as well
+
+
 def test_a_run_has_the_params_of_its_training_not_those_of_a_later_commit(root: Path) -> None:
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("epochs: 3", "epochs: 7").replace("ema_decay", "renamed"))

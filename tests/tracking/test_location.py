@@ -204,7 +204,10 @@ def test_a_file_or_folder_that_is_no_database_is_an_error_with_advice_at_once(tm
 def test_without_a_database_no_model_is_registered_and_nothing_is_created(tmp_path: Path, command: list[str]) -> None:
     write_params(tmp_path)
     arguments = make_parser().parse_args(command)
-    with pytest.raises(UserError, match=r"^no model cifar10-resnet is registered in .*; run `dvc repro register`$"):
+    with pytest.raises(
+        UserError,
+        match=r"^no model cifar10-resnet is registered in .*; `cifar-resnet registry add pretrained` .* and registers$",
+    ):
         arguments.command(tmp_path, arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["params.yaml"]
 

@@ -2,12 +2,17 @@
 
 import math
 from argparse import ArgumentTypeError
+from pathlib import Path
 
 
 def not_empty(text: str) -> str:
     if not text:
         raise ArgumentTypeError("an empty text is no path or name; is a variable of the shell unset?")
     return text
+
+
+def path(text: str) -> Path:
+    return Path(not_empty(text))
 
 
 def count(text: str) -> int:

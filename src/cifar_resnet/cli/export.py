@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from cifar_resnet.cli.arguments import not_empty, path
 from cifar_resnet.errors import UserError
 
 NOTES = """\
@@ -13,8 +14,10 @@ int8 is smaller and faster. Its ranges come from training images, so the project
 
 def add_export_arguments(parser: ArgumentParser) -> None:
     parser.epilog = NOTES
-    parser.add_argument("model", nargs="?", help="as in `cifar-resnet predict --model` (default: the same)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="file to write, ends in .onnx")
+    parser.add_argument(
+        "model", nargs="?", type=not_empty, help="as in `cifar-resnet predict --model` (default: the same)"
+    )
+    parser.add_argument("--output", type=path, required=True, metavar="FILE", help="file to write, ends in .onnx")
     parser.add_argument("--precision", choices=("float32", "int8"), default="float32", help="default: %(default)s")
 
 

@@ -4,9 +4,10 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from cifar_resnet.cli.arguments import count, not_empty
+from cifar_resnet.cli.arguments import count, not_empty, path
 
 SOME_SKIPPED = 3
+PROJECT = ("dvc.yaml", "params.yaml", "data/model")
 INPUTS = """\
 Accepted: pictures (PNG, JPEG, WebP, BMP, TIFF, AVIF, HEIC, the first frame of a GIF), folders of them at any depth,
 globs and zips; arrays uint8 (N, 3, 32, 32) or (N, 32, 32, 3) as .npy or .npz; CIFAR's .bin files and pickled Python
@@ -36,7 +37,7 @@ def add_predict_arguments(parser: ArgumentParser) -> None:
                         "of a model (default: the champion in MLflow, else data/model, else pretrained)")  # fmt: skip
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="default: %(default)s")
     parser.add_argument("--top", type=count, default=1, metavar="N", help="show the N most likely classes")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write to this file, atomically, not to stdout")
+    parser.add_argument("--output", type=path, metavar="FILE", help="write to this file, atomically, not to stdout")
     parser.add_argument("--strict", action="store_true", help="an image that cannot be read is an error")
     parser.add_argument("--batch-size", type=count, default=256, metavar="N", help="default: %(default)s images")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda", "mps"), default="auto",
@@ -67,10 +68,20 @@ def predict_command(root: Path, arguments: Namespace) -> int:
             ):
                 write(stream, results)
     images = "image" if counts.predicted == 1 else "images"
-    print(f"predict: {counts.predicted:,} {images}{counts.skipped_text()}, model: {model}", file=sys.stderr)
+    written = "" if arguments.output is None else f" -> {arguments.output}"
+    print(f"predict: {counts.predicted:,} {images}{counts.skipped_text()}{written}, model: {model}", file=sys.stderr)
+    if arguments.model is None and (project := project_above(root)) is not None:
+        print(f"predict: {project} has a project; run the command there to use its models", file=sys.stderr)
     if arguments.model is None and (better := better_model(root, model)) is not None:
         print(f"predict: {better} is better: --model {better.name}", file=sys.stderr)
     return SOME_SKIPPED if counts.skipped else 0
+
+
+def project_above(root: Path) -> Path | None:
+    """The folder of the project if `root` is below it."""
+    folders = (root, *root.parents)
+    project = next((folder for folder in folders if all((folder / name).exists() for name in PROJECT)), root)
+    return None if project == root else project
 
 
 def check_output(root: Path, arguments: Namespace) -> None:

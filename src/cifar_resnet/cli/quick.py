@@ -18,14 +18,14 @@ Look at it:
   make ui                                  curves, figures and the registered model, in MLflow
   dvc metrics diff HEAD quick              its metrics beside those of the committed result
   cifar-resnet compare quick pretrained    which images the pretrained network gains
-  cifar-resnet predict photo.jpg --model {model}
-
+{predict}
 Next:
   cifar-resnet predict photo.jpg --model pretrained
   make repro                               train the default network: 27 minutes with AVX512-bf16, 92 with AVX2
   dvc exp run --temp -S train.seed=1       the default network with another value of params.yaml
 
 `source .venv/bin/activate` puts these commands into PATH."""
+PREDICT = "  cifar-resnet predict photo.jpg --model models:/{model_name}/{version}\n"
 
 
 def print_result(root: Path) -> None:
@@ -39,7 +39,7 @@ def print_result(root: Path) -> None:
             accuracy=accuracy, parameters=metrics["parameters"], seconds=metrics["training_seconds"],
             registration="{model_name} version {version} in MLflow's registry".format_map(decision)
             if "version" in decision else decision["reason"],
-            model="models:/{model_name}/{version}".format_map(decision) if "version" in decision else "data/model",
+            predict=PREDICT.format_map(decision) if "version" in decision else "",
         )
     )  # fmt: skip
 

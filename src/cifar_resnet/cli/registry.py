@@ -3,17 +3,21 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from cifar_resnet.cli.arguments import not_empty
+
 
 def add_registry_arguments(parser: ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="action")
     actions.add_parser("list", help="all versions with their metrics, and every change of the champion")
     add = actions.add_parser("add", help="register the pretrained weights; they become the champion if they are better")
-    add.add_argument("model", choices=("pretrained",))
+    add.add_argument("model", choices=("pretrained",), help="the weights that come with the package")
     promote = actions.add_parser("promote", help="make a version the champion, regardless of the policy")
     promote.add_argument("version", type=int)
     rollback = actions.add_parser("rollback", help="make the previous champion the champion again")
     for action in (promote, rollback):
-        action.add_argument("--why", default="by hand", help="reason to record in the history (default: %(default)s)")
+        action.add_argument(
+            "--why", type=not_empty, default="by hand", help="reason to record in the history (default: %(default)s)"
+        )
         action.add_argument("--dry-run", action="store_true", help="show the change without making it")
 
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_resnet.cli.arguments import count, positive_number
+from cifar_resnet.cli.arguments import count, path, positive_number
 from cifar_resnet.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_search_arguments(parser: ArgumentParser) -> None:
                         help="number of processes, which share the cores (default: %(default)s)")  # fmt: skip
     parser.add_argument("--top", type=count, default=5, metavar="K", help="trials to show or queue (default: 5)")
     parser.add_argument("--trial", type=int, metavar="N", help="trial to apply (default: the best)")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="write trials.csv and the figures to this folder")
+    parser.add_argument("--output", type=path, metavar="FOLDER", help="write trials.csv and the figures to this folder")
 
 
 def search_command(root: Path, arguments: Namespace) -> int:

@@ -71,7 +71,13 @@ def write_split(folder: Path, split: str, images: Images) -> None:
 
 
 def read_split(folder: Path, split: str) -> Images:
-    """Read what `write_split` has written; raises as `read_array` does."""
-    pixels = read_array(folder / f"{split}_images.npy").astype(np.uint8, copy=False)
-    labels = read_array(folder / f"{split}_labels.npy").astype(np.int64, copy=False)
-    return Images(pixels, labels)
+    """Read what `write_split` has written.
+
+    Raises:
+        UserError: if a file is missing or damaged, or if the two do not fit together.
+    """
+    pixels, labels = (read_array(folder / f"{split}_{name}.npy") for name in ("images", "labels"))
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (3, 32, 32) or labels.shape != (len(pixels),):
+        found = f"{pixels.dtype} {pixels.shape} with labels {labels.shape} found, uint8 (N, 3, 32, 32) with (N,) needed"
+        raise UserError(f"{folder}/{split}_images.npy: {found}; run `dvc repro preprocess` to write it again")
+    return Images(pixels.astype(np.uint8, copy=False), labels.astype(np.int64, copy=False))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cifar_resnet.data.dataset import Images, read_split, write_split
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import atomic_write, read_json, write_json
+from cifar_resnet.files import atomic_write, read_object, read_rows, write_json
 
 SPLITS = ("train", "validation", "test")
 CLASSES_FILE = "classes.json"
@@ -68,12 +68,11 @@ def read_raw_dataset(folder: Path) -> RawDataset:
     Raises:
         UserError: if a file is missing or damaged.
     """
-    description = read_json(folder / CLASSES_FILE)
+    description = read_object(folder / CLASSES_FILE, "source", "is_published", "splits", "classes")
     splits = {name: read_split(folder, name) for name in description["splits"]}
     pictures: dict[str, list[Picture]] = {name: [] for name in splits}
-    with (folder / MANIFEST_FILE).open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            pictures[row["split"]].append(Picture(row["file"], row["md5"]))
+    for row in read_rows(folder / MANIFEST_FILE, *COLUMNS):
+        pictures.setdefault(row["split"], []).append(Picture(row["file"], row["md5"]))
     for name, images in splits.items():
         if len(images) != len(pictures[name]):
             raise UserError(

@@ -63,13 +63,19 @@ def read_result(root: Path, revision: str) -> RevisionResult:
         )
         return RevisionResult(revision, *predictions, config["classes"], config["provenance"].get("test_data", ""))
     config, evaluation = (load_file(root, revision, path, load_object) for path in (CONFIG, METRICS))
+    if "classes" not in config:
+        raise UserError(f"{revision}: {CONFIG} is damaged (no classes); `dvc repro train` writes it again")
     if is_of_another_training(evaluation, config):
         raise UserError(f"{revision}: {METRICS} is of another training than {CONFIG}; run `dvc repro evaluate`")
     logits = load_file(root, revision, LOGITS, load_array)[0]  # 0: without test-time augmentation
     probabilities = softmax(logits, saved_model.fitted_temperature(config, augmented=False))
     labels = load_file(root, revision, LABELS, load_array).astype(np.int64)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    return RevisionResult(revision, labels, predicted, confidence, config["classes"], images_md5_of(root, revision))
+    evaluated = evaluation.get("test_data", "")  # evaluations of earlier code do not name their images
+    images_md5 = images_md5_of(root, revision) or evaluated
+    if len(labels) != len(logits) or (evaluated and evaluated != images_md5):
+        raise UserError(f"{revision}: {METRICS} is of other test images than {IMAGES}; run `dvc repro evaluate`")
+    return RevisionResult(revision, labels, predicted, confidence, config["classes"], images_md5)
 
 
 def images_md5_of(root: Path, revision: str) -> str:

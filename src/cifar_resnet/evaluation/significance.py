@@ -1,12 +1,13 @@
 """Whether two models differ significantly on the same images."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm
+
+from cifar_resnet.files import read_rows
 
 CorrectMask = NDArray[np.bool_]
 SMALLEST_P_VALUE = 1e-300  # smaller ones are not printed; floats become zero at about 1e-324
@@ -64,6 +65,9 @@ def mcnemar_test(first: CorrectMask, second: CorrectMask) -> Comparison:
 
 
 def read_correct_mask(path: Path) -> CorrectMask:
-    """Which test images a network classifies correctly, bool (N,), from the predictions.csv of evaluate."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return np.array([row["actual"] == row["predicted"] for row in csv.DictReader(stream)])
+    """Which test images a network classifies correctly, bool (N,), from the predictions.csv of evaluate.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    return np.array([row["actual"] == row["predicted"] for row in read_rows(path, "actual", "predicted")], dtype=bool)

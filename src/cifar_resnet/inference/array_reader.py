@@ -39,7 +39,7 @@ def array_batches(stream: IO[bytes], batch_size: int) -> Iterator[Pixels]:
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = header(stream)
     if dtype != np.uint8 or len(shape) != 4 or shape[1:] not in SHAPES or shape[0] < 1:
-        raise ValueError(f"{dtype} {shape} found, uint8 (N, 3, 32, 32) or (N, 32, 32, 3) needed")
+        raise ValueError(f"{dtype} {shape} found, uint8 (N, 3, 32, 32) or (N, 32, 32, 3) with N > 0 needed")
     if fortran:
         raise ValueError("Fortran order found, C order needed; save it with np.ascontiguousarray")
     for start in range(0, shape[0], batch_size):

@@ -1,13 +1,14 @@
 """How far to trust one prediction, in a sentence, from the files that the evaluate stage writes."""
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_resnet.files import read_json
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import read_object, read_rows
 from cifar_resnet.inference.familiarity import UNFAMILIAR_SHARE
 
 METRICS_FILE, RELIABILITY_FILE = "metrics.json", "reliability.csv"
+BIN = ("images", "confidence", "accuracy", "accuracy_low", "accuracy_high")  # columns of reliability.csv
 MIN_IMAGES = 20  # of a bin of confidence; fewer say little
 UNFAMILIAR = (
     "**This picture looks unlike the training images: do not rely on the answer.** The network always "
@@ -51,9 +52,15 @@ class Reliability:
 
 
 def read_reliability(evaluation: Path | None) -> Reliability:
-    """Read the metrics.json and reliability.csv of a model; without the folder or the files, nothing is known."""
+    """Read the metrics.json and reliability.csv of a model; without the folder or the files, nothing is known.
+
+    Raises:
+        UserError: if one of them is damaged.
+    """
     if evaluation is None or not all((evaluation / name).exists() for name in (METRICS_FILE, RELIABILITY_FILE)):
         return Reliability([])
-    with (evaluation / RELIABILITY_FILE).open(newline="", encoding="utf-8") as stream:
-        bins = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
-    return Reliability(bins, read_json(evaluation / METRICS_FILE).get("familiarity_threshold"))
+    try:
+        bins = [{name: float(row[name]) for name in BIN} for row in read_rows(evaluation / RELIABILITY_FILE)]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{evaluation / RELIABILITY_FILE} is damaged ({error}); run `dvc repro evaluate`") from None
+    return Reliability(bins, read_object(evaluation / METRICS_FILE).get("familiarity_threshold"))

@@ -18,7 +18,7 @@ from pydantic import (
 
 BatchSize = Annotated[int, Field(ge=2, le=50_000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[\w.-]+$")]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 Channels = Annotated[int, Field(gt=0, le=4096)]
 Blocks = Annotated[int, Field(gt=0, le=100)]
 Kernel = Annotated[int, Field(gt=0, le=31)]

@@ -1,18 +1,18 @@
 """The model card: a page in Markdown about a model, from its params and results; also its description in MLflow."""
 
-import csv
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cifar_resnet.data.dataset_name import CIFAR10, dataset_name, list_classes
-from cifar_resnet.files import read_json
+from cifar_resnet.files import read_object, read_rows
 from cifar_resnet.params.overrides import to_hydra
 from cifar_resnet.params.schema import TrainParams
 
 CARD_FILE = "model-card.md"
-TABLES = ("class_scores", "confused_pairs", "corruptions")
+# With the columns that a table must have; one without them may be empty.
+TABLES = {"class_scores": ("class", "recall", "precision"), "confused_pairs": (), "corruptions": ()}
 SAME_RESULT = {"device", "precision", "processes"}  # keys of `train` that say where, not how
 MAX_CHARACTERS = 5000  # of a description in MLflow on PostgreSQL
 MAX_CLASSES = 20  # in a list or table
@@ -63,22 +63,16 @@ def model_card(
 
 
 def read_card(name: str, prepared: Path, model: Path, evaluation: Path, recipe: TrainParams) -> str:
-    """`model_card` from the folders that preprocess, train and evaluate write."""
-    tables = {table: read_table(evaluation / f"{table}.csv") for table in TABLES}
+    """`model_card` from the folders that preprocess, train and evaluate write; a file without rows is empty."""
+    tables = {table: read_rows(evaluation / f"{table}.csv", *columns) for table, columns in TABLES.items()}
     return model_card(
         name,
-        read_json(model / "model.json"),
-        read_json(prepared / "statistics.json"),
-        read_json(evaluation / "metrics.json"),
+        read_object(model / "model.json", "classes", "provenance"),
+        read_object(prepared / "statistics.json", "images", "images_per_class", "classes", "source"),
+        read_object(evaluation / "metrics.json", "accuracy", "accuracy_tta", "parameters"),
         tables,
         recipe,
     )
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header; an empty file has none."""
-    with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _summary(name: str, config: dict[str, Any], metrics: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Actions of the registry command: list versions with their evidence and the history, promote, roll back."""
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
@@ -53,11 +54,16 @@ def require_model(client: MlflowClient, name: str, address: str) -> None:
     except MlflowException as error:
         if error.error_code not in MISSING_RUN_ERRORS:
             raise
-        raise missing_model_error(name, address) from None
+        others = [registered.name for registered in client.search_registered_models()]
+        raise missing_model_error(name, address, others) from None
 
 
-def missing_model_error(name: str, address: str) -> UserError:
-    return UserError(f"no model {name} is registered in {address}; run `dvc repro register`")
+def missing_model_error(name: str, address: str, others: Sequence[str] = ()) -> UserError:
+    registered = f" (but {', '.join(others)}; register.model_name in params.yaml selects one)" if others else ""
+    return UserError(
+        f"no model {name} is registered in {address}{registered}; `cifar-resnet registry add pretrained` registers the "
+        "pretrained weights, `dvc repro register` trains and registers"
+    )
 
 
 def version_lines(client: MlflowClient, name: str) -> list[str]:

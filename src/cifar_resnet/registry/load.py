@@ -95,8 +95,9 @@ def find_model(root: Path, requested: str | None) -> Iterator[NamedModel]:
             yield registered
         else:
             raise ModelNotFoundError(
-                f"model {requested} not found: neither a path nor pretrained, the champion, the challenger, a version "
-                "or a run in MLflow; `cifar-resnet registry list` lists the versions"
+                f"model {requested} not found in {root}: neither a path nor pretrained, the champion, the challenger, "
+                "a version or a run in MLflow; `cifar-resnet registry list` lists the versions, and "
+                "models:/NAME@champion names the champion of another model"
             )
 
 

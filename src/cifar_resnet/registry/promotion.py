@@ -125,7 +125,10 @@ def check_policy(
         return False, f"version {champion.version} stays: it has no test_correct in its tags; {advice}", None
     if before.get("test_data") != evidence["test_data"]:
         return False, f"version {champion.version} stays: it was evaluated on other test data", None
-    comparison = significance.mcnemar_test(decode_mask(evidence["test_correct"]), decode_mask(before["test_correct"]))
+    new_mask, old_mask = (decode_mask(values["test_correct"]) for values in (evidence, before))
+    if len(new_mask) != len(old_mask):
+        return False, f"version {champion.version} stays: its test_correct has {len(old_mask):,} images", None
+    comparison = significance.mcnemar_test(new_mask, old_mask)
     accuracies = f"accuracy {accuracy:.2%} against version {champion.version}'s {float(before['accuracy']):.2%}"
     if comparison.difference <= 0 or comparison.difference < policy.min_gain:
         reason = f"{accuracies} is too small a gain, register.min_gain is {policy.min_gain:g}: {comparison}"

@@ -139,7 +139,7 @@ def decode_base64(text: str, name: str) -> bytes:
         )
     if len(digits) % 4 == 1:
         raise InvalidInput(
-            f"{name}: not base64: {len(digits):,} digits found; one more than a multiple of 4 encodes no bytes"
+            f"{name}: not base64: {len(digits):,} characters found; one more than a multiple of 4 encodes no bytes"
         )
     return base64.b64decode(digits + "=" * (-len(digits) % 4))
 

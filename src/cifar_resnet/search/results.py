@@ -75,7 +75,7 @@ def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) ->
 
     require_temporary_copies(root)
     for result in results:
-        command = training_command(result, "--queue", "--name", f"{study}-trial-{result.number}")
+        command = training_command(result, "--queue", f"--name={study}-trial-{result.number}")
         done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UserError(f"trial {result.number}: {' '.join((done.stderr or done.stdout).split())[-300:]}")

@@ -12,7 +12,7 @@ from cifar_resnet.data import dataset
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import read_json
+from cifar_resnet.files import read_object
 from cifar_resnet.params.file import Params
 from cifar_resnet.params.search_schema import SearchParams
 from cifar_resnet.search.reporter import ProgressReporter
@@ -55,10 +55,8 @@ def load_search_data(root: Path, params: Params) -> SearchData:
             f"({', '.join(searched)}): set train.init to none, or search values of train only"
         )
     initial = load_initial_weights(root, params.train.init, params.model)
-    try:
-        statistics = read_json(root / PREPARED / "statistics.json") | (initial.channel_statistics if initial else {})
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: not found; run `dvc repro preprocess`") from None
+    statistics = read_object(root / PREPARED / "statistics.json", "channel_mean", "channel_std", "classes")
+    statistics |= initial.channel_statistics if initial else {}
     train, validation = search_split(dataset.read_split(root / PREPARED, "train"), statistics, params.search)
     return SearchData(train, validation, statistics, initial)
 

@@ -10,7 +10,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import read_json
+from cifar_resnet.files import read_json, read_object
 from cifar_resnet.params.file import load_params, params_summary, raw_sections
 from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, find_run, registry_lock, require_mlflow
 from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
@@ -35,8 +35,12 @@ FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, METRICS, f"{EVALUATION}/**/
 
 
 def backfill_runs(root: Path) -> None:
-    """Add the missing runs to MLflow, complete the incomplete ones, and print a line for each revision."""
-    client, results, evaluated = connect(root), dict[str, str](), set[str]()
+    """Add the missing runs to MLflow, complete the incomplete ones, and print a line for each revision.
+
+    Raises:
+        UserError: at the end, if a revision was left out because its files are damaged.
+    """
+    client, results, evaluated, damaged = connect(root), dict[str, str](), set[str](), list[str]()
     with registry_lock(client, root), require_mlflow(client):
         for revision in revisions.list_revisions(root):
             with tempfile.TemporaryDirectory() as name:
@@ -45,6 +49,12 @@ def backfill_runs(root: Path) -> None:
                     print(f"{revision.name}: no trained model")
                     continue
                 restore_training_params(root, revision, Path(name))
+                try:
+                    check_files(Path(name))
+                except UserError as error:
+                    damaged.append(revision.name)
+                    print(f"{revision.name}: {str(error).replace(f'{name}/', '')}")
+                    continue
                 delete_foreign_evaluation(Path(name))
                 original = read_provenance(Path(name))["mlflow_run"]
                 has_evaluation = (Path(name) / METRICS).exists()
@@ -58,8 +68,25 @@ def backfill_runs(root: Path) -> None:
                     print(f"{revision.name}: {result}")
     num_complete = sum(result == COMPLETE for result in results.values())
     print(f"backfill: {len(results)} runs, {num_complete} already complete")
+    if damaged:
+        raise UserError(f"the files of {', '.join(damaged)} are damaged, see above; all others were added")
     if num_complete < len(results):
         print(f"backfill: {registry_advice(root)}")
+
+
+def check_files(folder: Path) -> None:
+    """
+    Raises:
+        UserError: if a file that backfill needs is damaged.
+    """
+    provenance = read_object(folder / CONFIG, "provenance")["provenance"]
+    missing = [key for key in ("mlflow_run", "train_data") if key not in provenance]
+    if missing:
+        raise UserError(f"{folder / CONFIG} is damaged (no {', '.join(missing)} in provenance)")
+    read_history(folder / HISTORY)
+    for path, keys in ((METRICS, ("accuracy", "accuracy_tta", "parameters")), (STATISTICS, ("source",))):
+        if (folder / path).exists():
+            read_object(folder / path, *keys)
 
 
 def restore_training_params(root: Path, revision: Revision, folder: Path) -> None:
@@ -79,7 +106,7 @@ def registry_advice(root: Path) -> str:
     """The commands that restore a lost registry."""
     missing = [path for path in REGISTER_INPUTS if not (root / path).exists()]
     reason = f"{', '.join(missing)} is missing" if missing else ""
-    if not missing and is_of_another_training(read_json(root / METRICS), read_json(root / CONFIG)):
+    if not missing and is_of_another_training(read_object(root / METRICS), read_object(root / CONFIG)):
         reason = f"{EVALUATION} is of another training"
     first = f"`dvc repro evaluate`, because {reason}, then " if reason else ""
     return f"to restore a lost registry as well, run {first}`dvc repro --force --single-item register`"

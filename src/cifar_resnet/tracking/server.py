@@ -38,7 +38,7 @@ def show_pages(root: Path, model: str) -> None:
         print(f"MLflow is the server at {display_uri(uri)}")
         print_addresses(display_uri(uri).rstrip("/"), pages)
         return
-        print("MLflow is starting, which takes seconds, or a minute on a busy machine", flush=True)
+    print("MLflow is starting, which takes seconds, or a minute on a busy machine", flush=True)
     with mlflow_server(uri, project_home(root)) as (port, server):
         print(f"MLflow runs at http://{LOOPBACK}:{port} until Ctrl-C")
         print_addresses(f"http://{HOST}:{port}", pages)

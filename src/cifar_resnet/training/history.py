@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from cifar_resnet.files import atomic_write
+from cifar_resnet.errors import UserError
+from cifar_resnet.files import atomic_write, read_rows
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,16 @@ def write_history(path: Path, records: Iterable[EpochRecord]) -> None:
 
 
 def read_history(path: Path) -> list[EpochRecord]:
-    with path.open(newline="", encoding="utf-8") as stream:
+    """Read what `write_history` has written.
+
+    Raises:
+        UserError: if the file is missing or damaged.
+    """
+    rows = read_rows(path, *(field.name for field in fields(EpochRecord)))
+    try:
         return [
             EpochRecord(epoch=int(row.pop("epoch")), **{k: float(v) if v else None for k, v in row.items()})  # type: ignore[arg-type]
-            for row in csv.DictReader(stream)
+            for row in rows
         ]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); run `dvc repro train` to write it again") from None
