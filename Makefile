@@ -77,7 +77,7 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 
 # DVC runs no second experiment of the same name. After a failure the previous one is back.
 # Stages that have run already are restored from DVC's cache.
-quick_refs := 'refs/exps/*/*/quick'
+quick_refs := "refs/exps/*/*/quick"
 quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 % test accuracy
 	@before="$$(git for-each-ref --format='create %(refname) %(objectname)' $(quick_refs))"; \
 	trap 'git for-each-ref $(quick_refs) | grep -q . || [ -z "$$before" ] || git update-ref --stdin <<< "$$before"' EXIT; \
