@@ -1,6 +1,5 @@
 """Draw the figures of docs/results.md, research.md and experiments.md from their tables: `python docs/figures.py`."""
 
-import csv
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from cifar_resnet.evaluation.metrics import wilson_interval
 from cifar_resnet.evaluation.plots import BLUE, RED
+from cifar_resnet.files import read_rows
 
 RESULTS, RESEARCH, SEARCH = (Path(__file__).parent / name for name in ("results", "research", "search"))
 GREEN, PURPLE, ORANGE = "#009E73", "#CC79A7", "#E69F00"  # Okabe and Ito's bluish green, reddish purple and orange
@@ -36,16 +36,11 @@ def main() -> None:
         plot().savefig(path, dpi=110)
 
 
-def read_table(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def plot_presets() -> Figure:
     """Test error against training time, with and without test-time augmentation; one point per training."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in read_table(RESULTS / "trainings.csv") if row["machine"] == "AVX512-bf16" and row["minutes"]]
+    rows = [row for row in read_rows(RESULTS / "trainings.csv") if row["machine"] == "AVX512-bf16" and row["minutes"]]
     current = [row for row in rows if row["recipe"] in COLOURS and (row["recipe"], row["epochs"]) != ("record", "30")]
     for row in current:
         plot_training(axes, float(row["minutes"]), row)
@@ -105,7 +100,7 @@ def plot_cost() -> Figure:
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    rows = [row for row in read_table(RESULTS / "trainings.csv") if row["minutes"] and row["machine"] != "AMX"]
+    rows = [row for row in read_rows(RESULTS / "trainings.csv") if row["minutes"] and row["machine"] != "AMX"]
     labels: list[tuple[float, float, str]] = []  # two of the same number, side by side, could not be read
     for _, seeds in groupby(rows, key=lambda row: (row["recipe"], row["epochs"], row["precision"])):
         group = sorted(seeds, key=lambda row: float(row["test_accuracy"]))
@@ -139,7 +134,7 @@ def plot_cost() -> Figure:
 
 def plot_published() -> Figure:
     """Accuracy of the published networks and of this project's, with 95 % intervals, on the 10,000 test images."""
-    rows = read_table(RESULTS / "published.csv")[::-1]
+    rows = read_rows(RESULTS / "published.csv")[::-1]
     figure = Figure(figsize=(8, 6.6), layout="constrained")
     axes = figure.subplots()
     for index, row in enumerate(rows):
@@ -162,7 +157,7 @@ def plot_filter_lr() -> Figure:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2, width_ratios=(3, 2))
     for (rate, group), colour in zip(
-        groupby(read_table(RESEARCH / "filter_lr.csv"), key=lambda row: row["filter_lr"]),
+        groupby(read_rows(RESEARCH / "filter_lr.csv"), key=lambda row: row["filter_lr"]),
         ("grey", BLUE, RED),
         strict=True,
     ):
@@ -185,7 +180,7 @@ def plot_filter_lr() -> Figure:
 
 def plot_ablations() -> Figure:
     """Validation accuracy after one change of the recipe: one point per seed, changes sorted by their mean."""
-    groups = groupby(read_table(RESEARCH / "ablations.csv"), key=lambda row: row["changed"])
+    groups = groupby(read_rows(RESEARCH / "ablations.csv"), key=lambda row: row["changed"])
     seeds = {changed: [float(row["validation_accuracy"]) for row in group] for changed, group in groups}
     changes = sorted(seeds, key=lambda changed: mean(seeds[changed]))
     figure = Figure(figsize=(9, 4.6), layout="constrained")
@@ -205,10 +200,10 @@ def plot_ablations() -> Figure:
 
 def plot_agreement() -> Figure:
     """Validation accuracy after a full training against that of the search; one point per trial."""
-    in_search = {row["number"]: float(row["accuracy"]) for row in read_table(SEARCH / "trials.csv")}
+    in_search = {row["number"]: float(row["accuracy"]) for row in read_rows(SEARCH / "trials.csv")}
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    for index, row in enumerate(read_table(SEARCH / "full.csv")):
+    for index, row in enumerate(read_rows(SEARCH / "full.csv")):
         x, y = in_search[row["trial"]], float(row["validation_accuracy"])
         low, high = wilson_interval(round(y * NUM_SEARCH_VALIDATION), NUM_SEARCH_VALIDATION)
         colour, name = (RED, "default") if row["trial"] == "0" else (BLUE, row["trial"])

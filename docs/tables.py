@@ -4,13 +4,13 @@ benchmarks/inference.json.
 python docs/tables.py      # after a new `evaluate`, docs/published.py or `make benchmark-inference`
 """
 
-import csv
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from cifar_resnet.errors import UserError, run
+from cifar_resnet.files import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGE, EVALUATION = ROOT / "docs/results.md", ROOT / "data/evaluation"
@@ -43,11 +43,6 @@ def replace_row(page: str, cells: Cells) -> str:
     if count != 1:
         raise UserError(f"docs/results.md has {count} rows of {len(cells)} cells that start with {cells[0]!r}, needs 1")
     return page
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def percent(value: float | str, decimals: int = 1) -> str:
@@ -89,20 +84,20 @@ def class_rows() -> list[Cells]:
             interval((row["recall_low"], row["recall_high"])),
             percent(row["precision"]),
         ]
-        for row in read_table(EVALUATION / "class_scores.csv")
+        for row in read_rows(EVALUATION / "class_scores.csv")
     ]
 
 
 def corruption_rows() -> list[Cells]:
     columns = ("mean", "severity_1", "severity_3", "severity_5")
-    table = read_table(EVALUATION / "corruptions.csv")
+    table = read_rows(EVALUATION / "corruptions.csv")
     return [[row["corruption"], *(percent(row[column]) for column in columns)] for row in table]
 
 
 def published_rows() -> list[Cells]:
     """Accuracy of published networks, and the default minus it; dashes if the default is not in the table."""
     rows = []
-    for row in read_table(ROOT / "docs/results/published.csv"):
+    for row in read_rows(ROOT / "docs/results/published.csv"):
         if row["network"] in QUOTED:
             paired = ["-"] * 3
             if row.get("default_difference"):

@@ -47,7 +47,7 @@ def main(root: Path) -> None:
         write_outputs(root / REGISTRY, card, {"champion": False, "reason": reason})
         print(f"register: nothing is registered: {reason}")
         return
-    decision = register(root, params.register_, card)
+    decision = register(root, params.register_, card, test_data)
     write_outputs(root / REGISTRY, card, asdict(decision))
     outcome = "is the champion" if decision.champion else "is not the champion"
     print(f"register: {decision.model_name} version {decision.version} {outcome}: {decision.reason} "
@@ -60,8 +60,12 @@ def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
     write_json(folder / "decision.json", decision)
 
 
-def register(root: Path, policy: RegisterParams, card: str) -> Decision:
-    """Register the model with its evidence and its card, and promote it if the policy allows."""
+def register(root: Path, policy: RegisterParams, card: str, test_data: str) -> Decision:
+    """Register the model with its evidence and its card, and promote it if the policy allows.
+
+    Args:
+        test_data: the hash of the test images.
+    """
     config = read_object(root / MODEL / CONFIG_FILE)
     provenance = config["provenance"]
     metrics = read_object(root / EVALUATION / "metrics.json")
@@ -73,7 +77,7 @@ def register(root: Path, policy: RegisterParams, card: str) -> Decision:
         "parameters": metrics["parameters"],
         "classes": json.dumps(config["classes"]),
         "train_data": provenance["train_data"],
-        "test_data": file_hash(root / PREPARED / "test_images.npy"),
+        "test_data": test_data,
         "test_correct": encode_mask(read_correct_mask(root / EVALUATION / "predictions.csv")),
         "model": file_hash(root / MODEL / WEIGHTS_FILE),
     }

@@ -141,7 +141,7 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON object that a stage has written.
 
     Raises:
-        UserError: if the file is missing or damaged, or if the object has not all `keys`; it names the stage to run.
+        UserError: if the file is missing or damaged, or if the object has not all `keys`; names the stage to run.
     """
     try:
         value: dict[str, Any] = read_json(path)

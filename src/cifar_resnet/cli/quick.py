@@ -21,7 +21,7 @@ Look at it:
 {predict}
 Next:
   cifar-resnet predict photo.jpg --model pretrained
-  make repro                               train the default network: 27 minutes with AVX512-bf16, 92 with AVX2
+  make repro                               train the default network, in half an hour (float32: three times as long)
   dvc exp run --temp -S train.seed=1       the default network with another value of params.yaml
 
 `source .venv/bin/activate` puts these commands into PATH."""
