@@ -11,6 +11,7 @@ from cifar_resnet.data.dataset import read_split, write_array
 from cifar_resnet.device import disable_malloc_trim, select_device, select_dtype
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.latency import measure_latency
+from cifar_resnet.evaluation.plots import write_figure
 from cifar_resnet.evaluation.report import (
     compute_metrics,
     compute_tables,
@@ -20,7 +21,7 @@ from cifar_resnet.evaluation.report import (
     summary_lines,
     write_csv_table,
 )
-from cifar_resnet.files import atomic_write, file_hash, read_object, write_json
+from cifar_resnet.files import file_hash, read_object, write_json
 from cifar_resnet.inference.familiarity import fit_familiarity_threshold
 from cifar_resnet.inference.logits import softmax
 from cifar_resnet.inference.predictor import predict_logits
@@ -73,8 +74,7 @@ def main(root: Path) -> None:
     for name, rows in tables.items():
         write_csv_table(root / EVALUATION / f"{name}.csv", rows)
     for name, figure in figures.items():
-        with atomic_write(root / EVALUATION / "figures" / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=110)
+        write_figure(root / EVALUATION / "figures" / f"{name}.png", figure)
     write_json(root / EVALUATION / "metrics.json", metrics)
     mlflow_run = get_run_or_null(root, provenance["mlflow_run"], params.tracking)
     mlflow_run.log_evaluation(root / EVALUATION)

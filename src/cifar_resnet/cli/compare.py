@@ -23,15 +23,14 @@ def add_compare_arguments(parser: ArgumentParser) -> None:
 
 def compare_command(root: Path, arguments: Namespace) -> int:
     from cifar_resnet.evaluation.compare import comparison_report, plot_differences, read_result
-    from cifar_resnet.files import atomic_write
+    from cifar_resnet.evaluation.plots import write_figure
 
     check_figure(arguments.output)
     first, second = (read_result(root, revision) for revision in (arguments.first, arguments.second))
     print(comparison_report(first, second))
     output, figure = arguments.output or FIGURE, plot_differences(first, second, root)
     try:
-        with atomic_write(output) as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
+        write_figure(output, figure)
     except OSError as error:
         if arguments.output:
             raise

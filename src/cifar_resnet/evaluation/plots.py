@@ -1,7 +1,8 @@
-"""Matplotlib figures from records and arrays; the caller saves them."""
+"""Matplotlib figures from records and arrays."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,19 @@ from numpy.typing import NDArray
 
 from cifar_resnet.data.dataset import Pixels
 from cifar_resnet.evaluation.metrics import Floats, Table
+from cifar_resnet.files import atomic_write
 from cifar_resnet.training.history import EpochRecord
 
 MAX_COUNTED = 20  # classes; with more, the confusion matrix has no numbers
 MAX_NAMED = 200  # classes; with more, its names would overlap
 MAX_LETTERS = 24  # of a class's name
 BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito's blue and vermilion: distinct for colour-blind readers
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a PNG file; raises as `atomic_write` does."""
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def plot_learning_curves(records: Sequence[EpochRecord]) -> Figure:

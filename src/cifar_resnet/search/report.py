@@ -6,7 +6,7 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import atomic_write
+from cifar_resnet.evaluation.plots import write_figure
 from cifar_resnet.search.plots import plot_search_results
 from cifar_resnet.search.results import rank_trials, write_trials_csv
 from cifar_resnet.search.space import trial_params
@@ -80,5 +80,4 @@ def log_trial(run: Run, study: Study, result: TrialResult, trial: FrozenTrial, e
 def write_search_results(folder: Path, study: Study, results: list[TrialResult]) -> None:
     write_trials_csv(folder / "trials.csv", results)
     for name, figure in plot_search_results(study, results).items():
-        with atomic_write(folder / f"{name}.png") as temporary:
-            figure.savefig(temporary, dpi=110, format="png")
+        write_figure(folder / f"{name}.png", figure)
