@@ -14,13 +14,13 @@ from cifar_resnet.evaluation.significance import read_correct_mask
 from cifar_resnet.files import atomic_write, file_hash, read_object, write_json
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
-from cifar_resnet.params.schema import RegisterParams
+from cifar_resnet.params.schema import RegisterParams, TrainParams
 from cifar_resnet.registry.card import CARD_FILE, TABLES, read_card
-from cifar_resnet.registry.evidence import encode_mask
+from cifar_resnet.registry.evidence import PROVENANCE_KEYS, encode_mask
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
-from cifar_resnet.versioning.provenance import is_of_another_training, provenance_tags
+from cifar_resnet.versioning.provenance import is_of_another_training, recorded_params
 
 PREPARED = "data/prepared"
 MODEL = "data/model"
@@ -41,7 +41,8 @@ def main(root: Path) -> None:
     test_data = file_hash(root / PREPARED / "test_images.npy")
     if metrics.get("test_data", test_data) != test_data:  # evaluations of earlier code do not name their images
         raise UserError(f"{EVALUATION} is of other test images than those in {PREPARED}; run `dvc repro evaluate`")
-    card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, params.train)
+    train_params = trained_with(root) or params.train
+    card = read_card(params.register_.model_name, root / PREPARED, root / MODEL, root / EVALUATION, train_params)
     if not params.tracking.enabled:
         reason = "tracking.enabled is false in params.yaml, and the registry belongs to MLflow"
         write_outputs(root / REGISTRY, card, {"champion": False, "reason": reason})
@@ -52,6 +53,14 @@ def main(root: Path) -> None:
     outcome = "is the champion" if decision.champion else "is not the champion"
     print(f"register: {decision.model_name} version {decision.version} {outcome}: {decision.reason} "
           f"-> {REGISTRY}/decision.json, model-card.md")  # fmt: skip
+
+
+def trained_with(root: Path) -> TrainParams | None:
+    """Section `train` of the training that wrote data/model; params.yaml may be edited for the next one by now."""
+    try:
+        return TrainParams.model_validate(recorded_params(root)["train"])
+    except (KeyError, ValueError):  # a training without DVC, or of a version with other keys
+        return None
 
 
 def write_outputs(folder: Path, card: str, decision: dict[str, Any]) -> None:
@@ -71,7 +80,7 @@ def register(root: Path, policy: RegisterParams, card: str, test_data: str) -> D
     metrics = read_object(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
     mlflow_run = get_run(root, provenance["mlflow_run"])
-    evidence = provenance_tags(root) | {
+    evidence = {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance} | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],

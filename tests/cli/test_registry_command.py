@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 
 from cifar_resnet.cli.main import main
 from cifar_resnet.errors import UserError
+from cifar_resnet.files import write_json
 from cifar_resnet.registry.evidence import decode_mask, read_evidence
 from cifar_resnet.registry.load import find_model
 from cifar_resnet.registry.promotion import promotion_history, set_champion
@@ -125,5 +126,19 @@ def test_a_missing_version_or_model_is_an_error(root: Path) -> None:
     write_params(root, register={"model_name": "other"})
     others = r"\(but cifar10-resnet; register.model_name in params.yaml selects one\)"
     message = rf"no model other is registered in /.*mlflow\.db {others}; `cifar-resnet registry add pretrained` regi"
+    message += ".*`dvc repro --force --single-item register` registers what is trained already"
     with pytest.raises(UserError, match=message):
         run(root, "list")
+
+
+def test_the_pretrained_weights_are_not_added_to_a_model_of_other_classes(
+    shipped_pretrained: Path, tmp_path: Path
+) -> None:
+    assert shipped_pretrained.is_dir()
+    write_params(tmp_path, register={"model_name": "own-images", "min_accuracy": 0.0})
+    write_json(tmp_path / "data/prepared/statistics.json", {"classes": ["cat", "dog"]})
+    with pytest.raises(
+        UserError, match=r"know other classes \(airplane.*\) than data/prepared \(cat, dog\), so they are"
+    ):
+        run(tmp_path, "add", "pretrained")
+    assert not (tmp_path / "mlflow.db").exists()

@@ -7,7 +7,7 @@ from conftest import ROOT
 from cifar_resnet.files import read_rows
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import TrainParams
-from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, model_card, read_card
+from cifar_resnet.registry.card import MAX_CHARACTERS, TABLES, fit_description, model_card, read_card
 
 FOLDERS = (ROOT / "data/prepared", ROOT / "data/model", ROOT / "data/evaluation")
 RECIPE = load_params(ROOT / "params.yaml").train
@@ -113,3 +113,14 @@ def test_a_card_of_many_classes_lists_the_weakest_ones_and_fits_in_a_description
     assert text.count("| class ") == 1 + 20
     assert r"| class \| 199 |" in text
     assert len(text) <= MAX_CHARACTERS
+
+
+def test_the_description_of_a_card_with_long_class_names_ends_with_a_complete_line() -> None:
+    text = own_card(20, [60] * 20).replace("class |", "a species with a long name |")
+    assert len(text) > MAX_CHARACTERS
+    description = fit_description(text)
+    assert len(description) <= MAX_CHARACTERS
+    lines = description.splitlines()
+    assert lines[-1] == "... (model-card.md in data/registry is complete)"
+    assert lines[:-2] == text.splitlines()[: len(lines) - 2]
+    assert fit_description("short") == "short"

@@ -19,7 +19,7 @@ from cifar_resnet.search.space import (
     trial_params,
     within_budget,
 )
-from cifar_resnet.search.study import Study, TakenOverError
+from cifar_resnet.search.study import IDENTITY_KEY, Study, TakenOverError
 from cifar_resnet.search.trial import MAX_ATTEMPTS, SearchTrial
 
 
@@ -335,3 +335,16 @@ def test_parameters_that_were_added_after_the_trials_are_not_shared(tmp_path: Pa
     before = study.shared_parameters()
     study.space = study.space | {"train.ema_decay": optuna.distributions.CategoricalDistribution([0.9, 0.95])}
     assert study.shared_parameters() == before
+
+
+def test_a_study_with_other_images_is_not_continued(tmp_path: Path) -> None:
+    make_study(tmp_path)
+    with pytest.raises(UserError, match=r"was created with other values of search.seed; choose another name"):
+        make_study(tmp_path, seed=1)
+
+
+def test_a_study_of_earlier_code_which_does_not_name_the_seed_is_continued(tmp_path: Path) -> None:
+    study = make_study(tmp_path)
+    identity = study.optuna_study.user_attrs[IDENTITY_KEY]
+    study.optuna_study.set_user_attr(IDENTITY_KEY, {key: identity[key] for key in identity if key != "search.seed"})
+    make_study(tmp_path)

@@ -19,12 +19,14 @@ import pytest
 import torch
 from conftest import ROOT, tiny_params, write_params
 from mlflow import MlflowClient
+from optuna.exceptions import StorageInternalError
 from test_study import age_heartbeats
 
 from cifar_resnet.cli import main as command
 from cifar_resnet.data.dataset import Images
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import file_hash
+from cifar_resnet.models.saved_model import load_model, save_model
 from cifar_resnet.params.file import load_params, with_overrides
 from cifar_resnet.search import worker
 from cifar_resnet.search.results import apply_trial, pareto_front, queue_experiments
@@ -117,6 +119,34 @@ def test_a_database_that_fails_between_two_trials_ends_the_search_with_one_line(
     root = create_project(tmp_path, project, search={"trials": 2}, tracking={"enabled": False})
     monkeypatch.setattr("cifar_resnet.search.worker.run_trial", lose_the_table)
     with pytest.raises(UserError, match=r"search.storage: .*/search.db cannot be used .*; fix this and run the same"):
+        run(monkeypatch, root)
+
+
+def test_a_study_that_started_from_other_weights_of_the_same_name_is_not_continued(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(project / "data/model", tmp_path / "start")
+    train = {"init": str(tmp_path / "start")}
+    search = {"trials": 1, "space": {"train.filter_lr": [0.1, 0.2]}}
+    root = create_project(tmp_path, project, search=search, train=train, tracking={"enabled": False})
+    run(monkeypatch, root)
+    model, config = load_model(tmp_path / "start", torch.device("cpu"))
+    torch.nn.init.zeros_(model.head.bias)
+    torch.nn.init.ones_(model.head.weight)
+    save_model(tmp_path / "start", model, config)
+    with pytest.raises(UserError, match=r"was created with other values of training images;"):
+        run(monkeypatch, root)
+
+
+def test_a_database_that_fails_while_results_are_logged_is_one_line(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageInternalError("lost")
+
+    root = create_project(tmp_path, project, search={"trials": 1})
+    monkeypatch.setattr("cifar_resnet.search.report.log_missing_trials", fail)
+    with pytest.raises(UserError, match=r"search.storage: .*/search.db cannot be used \(lost\)"):
         run(monkeypatch, root)
 
 
@@ -268,7 +298,7 @@ def test_a_trial_whose_keys_are_unknown_is_not_applied(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_best_trials_go_into_the_queue_of_the_real_dvc(tmp_path: Path) -> None:
+def test_the_best_trials_go_into_the_queue_of_the_real_dvc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(ROOT / "params.yaml", tmp_path)
     (tmp_path / "dvc.yaml").write_text("stages:\n  train:\n    cmd: 'true'\n    params: [model, train]\n")
     author = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -276,10 +306,22 @@ def test_the_best_trials_go_into_the_queue_of_the_real_dvc(tmp_path: Path) -> No
                   ["git", *author, "commit", "-qm", "first"]):  # fmt: skip
         program = [sys.executable, "-m", "dvc", *words[1:]] if words[0] == "dvc" else words
         subprocess.run(program, cwd=tmp_path, check=True)
-    queue_experiments(tmp_path, "architecture", [FINISHED])
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    head = done.stdout.strip()
+    assert queue_experiments(tmp_path, "architecture", [FINISHED]) == 1
     status = [sys.executable, "-m", "dvc", "queue", "status"]
     listed = subprocess.run(status, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "architecture-trial-7" in listed.stdout
+    params = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(params.replace("dataset: cifar10", "dataset: folder"))
+    (tmp_path / "data/own").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"download.folder is data/own, which neither Git nor DVC tracks"):
+        queue_experiments(tmp_path, "architecture", [FINISHED])
+    (tmp_path / "params.yaml").write_text(params)
+    reference = f"refs/exps/{head[:2]}/{head[2:]}/architecture-trial-7"
+    subprocess.run(["git", "update-ref", reference, head], cwd=tmp_path, check=True)
+    assert queue_experiments(tmp_path, "architecture", [FINISHED]) == 0
+    assert "experiment architecture-trial-7 exists already, so trial 7 is not queued" in capsys.readouterr().out
     shutil.rmtree(tmp_path / ".dvc")
     with pytest.raises(UserError, match=r"trial 7: ERROR: you are not inside of a DVC repository"):
         queue_experiments(tmp_path, "architecture", [FINISHED])

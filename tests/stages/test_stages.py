@@ -15,7 +15,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, rows, stage, tiny_images, write_params, write_raw
+from conftest import ROOT, dump_yaml, rows, stage, tiny_images, tiny_values, write_params, write_raw
 from PIL import Image
 
 from cifar_resnet.data import cifar10
@@ -23,7 +23,7 @@ from cifar_resnet.data.dataset import write_array
 from cifar_resnet.device import select_device, select_dtype
 from cifar_resnet.errors import UserError, run
 from cifar_resnet.evaluation.compare import read_result
-from cifar_resnet.files import write_json
+from cifar_resnet.files import file_hash, write_json
 from cifar_resnet.inference import backend
 from cifar_resnet.inference.familiarity import familiarity
 from cifar_resnet.inference.onnx_export import MIN_AGREEMENT
@@ -598,3 +598,27 @@ def test_without_mlflows_server_train_is_an_error_and_evaluate_writes_its_files(
     with pytest.raises(UserError, match=r"MLflow at http://127.0.0.1:9 cannot be used"):
         stage("register").main(tmp_path)
     assert not (tmp_path / "data/registry").exists()
+
+
+def test_the_card_has_the_values_of_the_training_not_those_edited_later(project: Path, tmp_path: Path) -> None:
+    root = copy_results(project, tmp_path)
+    output = {"path": "data/model/model.json", "md5": file_hash(root / "data/model/model.json")}
+    train = {"params": {"params.yaml": {"train": tiny_values()["train"]}}, "outs": [output]}
+    (root / "dvc.lock").write_text(dump_yaml({"stages": {"train": train}}))
+    write_params(root, train={"seed": 5}, tracking={"enabled": False})
+    stage("register").main(root)
+    assert "One training with seed 0." in (root / "data/registry/model-card.md").read_text()
+    (root / "data/model/model.json").write_text((root / "data/model/model.json").read_text() + "\n")
+    stage("register").main(root)  # DVC recorded another training
+    assert "One training with seed 5." in (root / "data/registry/model-card.md").read_text()
+
+
+def test_a_version_names_the_commit_and_the_experiment_that_trained_it(project: Path, tmp_path: Path) -> None:
+    config = copy_results(project, tmp_path) / "data/model/model.json"
+    write_params(tmp_path)
+    values = json.loads(config.read_text())
+    values["provenance"] |= {"git_commit": "a" * 40, "dvc_experiment": "wide"}
+    write_json(config, values)
+    stage("register").main(tmp_path)
+    tags = connect(tmp_path).get_model_version("cifar10-resnet", "1").tags
+    assert (tags["git_commit"], tags["dvc_experiment"]) == ("a" * 40, "wide")

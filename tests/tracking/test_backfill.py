@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_params
+from conftest import dump_yaml, tiny_values, write_params
 from dvc.repo import Repo
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from cifar_resnet.cli import main as command
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import write_json
+from cifar_resnet.files import file_hash, write_json
 from cifar_resnet.tracking import backfill
 from cifar_resnet.tracking.client import connect, create_run, experiment_id, get_run
 from cifar_resnet.training.history import EpochRecord, write_history
@@ -151,6 +151,16 @@ def test_a_run_has_the_params_of_its_training_not_those_of_a_later_commit(root: 
     params, _, tags = database_content(connect(root))[IDS["result"]]["data"]
     assert (params["train.epochs"], params["train.ema_decay"]) == ("3", "0.5")
     assert "\ndvc repro\n" in tags["mlflow.note.content"]
+
+
+def test_a_run_has_the_params_of_its_training_not_those_edited_since(root: Path) -> None:
+    write_result(root, "c" * 32, 5, git_commit="")  # not committed
+    output = {"path": backfill.CONFIG, "md5": file_hash(root / backfill.CONFIG)}
+    params = {"params.yaml": {"train": tiny_values(train={"epochs": 5})["train"]}}
+    (root / "dvc.lock").write_text(dump_yaml({"stages": {"train": {"params": params, "outs": [output]}}}))
+    write_params(root, train={"epochs": 7})
+    backfill.backfill_runs(root)
+    assert database_content(connect(root))["c" * 32]["data"][0]["train.epochs"] == "5"
 
 
 def test_an_incomplete_run_is_completed_in_place(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ def add_registry_arguments(parser: ArgumentParser) -> None:
     actions.add_parser("list", help="all versions with their metrics, and every change of the champion")
     add = actions.add_parser("add", help="register the pretrained weights; they become the champion if they are better")
     add.add_argument("model", choices=("pretrained",), help="the weights that come with the package")
-    promote = actions.add_parser("promote", help="make a version the champion, regardless of the policy")
+    promote = actions.add_parser("promote", help="make a version the champion, without the checks of the gate")
     promote.add_argument("version", type=int)
     rollback = actions.add_parser("rollback", help="make the previous champion the champion again")
     for action in (promote, rollback):

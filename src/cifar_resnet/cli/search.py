@@ -48,11 +48,11 @@ def search_command(root: Path, arguments: Namespace) -> int:
     study = Study(root, params)
     with study.require_storage():
         results = study.results()
-    if arguments.action == "run":
-        log_search_results(root, study, results)
+        if arguments.action == "run":
+            log_search_results(root, study, results)
+        if arguments.output:
+            write_search_results(arguments.output, study, results)
     ranked = rank_trials(results)
-    if arguments.output:
-        write_search_results(arguments.output, study, results)
     if not ranked:
         ended = sum(result.ended for result in results)
         raise UserError(f"none of the {ended} trials of {params.search.study} is finished; `make search` continues it")
@@ -65,8 +65,7 @@ def use_trials(root: Path, params: Params, arguments: Namespace, ranked: list[Tr
     from cifar_resnet.search.results import apply_trial, queue_experiments, results_table
 
     if arguments.action == "queue":
-        queue_experiments(root, params.search.study, ranked[: arguments.top])
-        number = len(ranked[: arguments.top])
+        number = queue_experiments(root, params.search.study, ranked[: arguments.top])
         queued = "1 training is" if number == 1 else f"{number} trainings are"
         print(f"search: {queued} in DVC's queue; `dvc queue start` runs what is queued")
     elif arguments.action == "apply":

@@ -32,6 +32,14 @@ CIFAR10_LIMITS = """\
 SMALL_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
+def fit_description(card: str) -> str:
+    """The card, without its last lines if MLflow on PostgreSQL would refuse it."""
+    if len(card) <= MAX_CHARACTERS:
+        return card
+    note = f"\n\n... ({CARD_FILE} in data/registry is complete)\n"
+    return card[: MAX_CHARACTERS - len(note)].rpartition("\n")[0] + note
+
+
 def model_card(
     name: str,
     config: dict[str, Any],

@@ -11,6 +11,10 @@ from mlflow.entities.model_registry import ModelVersion
 from cifar_resnet.evaluation.significance import CorrectMask
 
 EVIDENCE_TAG = "evidence"
+PROVENANCE_KEYS = (  # of model.json, that a version has too
+    *("train_data", "test_data", "git_commit", "git_dirty", "git_error", "mlflow.source.git.commit"),
+    *("dvc_experiment", "dvc_baseline", "params"),
+)
 READABLE_TAGS = ("accuracy", "accuracy_tta", "parameters", "git_commit", "dvc_experiment")
 
 

@@ -62,7 +62,8 @@ def missing_model_error(name: str, address: str, others: Sequence[str] = ()) -> 
     registered = f" (but {', '.join(others)}; register.model_name in params.yaml selects one)" if others else ""
     return UserError(
         f"no model {name} is registered in {address}{registered}; `cifar-resnet registry add pretrained` registers the "
-        "pretrained weights, `dvc repro register` trains and registers"
+        "pretrained weights, `dvc repro register` trains and registers, and `dvc repro --force --single-item register` "
+        "registers what is trained already"
     )
 
 

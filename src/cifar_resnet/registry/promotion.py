@@ -121,13 +121,15 @@ def check_policy(
     if known and new and known != new:
         return False, other_classes_text(candidate, champion, known, new), None
     if "test_correct" not in before:
-        advice = f"register it again, or override with `cifar-resnet registry promote {candidate.version}`"
-        return False, f"version {champion.version} stays: it has no test_correct in its tags; {advice}", None
+        reason = "it has no test_correct in its tags; register it again, or"
+        return False, f"version {champion.version} stays: {reason} {override_advice(candidate)}", None
     if before.get("test_data") != evidence["test_data"]:
-        return False, f"version {champion.version} stays: it was evaluated on other test data", None
+        reason = "it was evaluated on other test images, so the two are not compared"
+        return False, f"version {champion.version} stays: {reason}; {override_advice(candidate)}", None
     new_mask, old_mask = (decode_mask(values["test_correct"]) for values in (evidence, before))
     if len(new_mask) != len(old_mask):
-        return False, f"version {champion.version} stays: its test_correct has {len(old_mask):,} images", None
+        reason = f"its test_correct has {len(old_mask):,} images"
+        return False, f"version {champion.version} stays: {reason}; {override_advice(candidate)}", None
     comparison = significance.mcnemar_test(new_mask, old_mask)
     accuracies = f"accuracy {accuracy:.2%} against version {champion.version}'s {float(before['accuracy']):.2%}"
     if comparison.difference <= 0 or comparison.difference < policy.min_gain:
@@ -143,8 +145,12 @@ def other_classes_text(candidate: ModelVersion, champion: ModelVersion, known: l
     return (
         f"version {champion.version} stays: it knows other classes ({list_classes(known)}) than this version "
         f"({list_classes(new)}), so the two are not compared; register networks for other classes under another "
-        f"register.model_name, or override with `cifar-resnet registry promote {candidate.version}`"
+        f"register.model_name, or {override_advice(candidate)}"
     )
+
+
+def override_advice(candidate: ModelVersion) -> str:
+    return f"override with `cifar-resnet registry promote {candidate.version}`"
 
 
 def decision_of(version: ModelVersion) -> str:

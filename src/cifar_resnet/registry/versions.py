@@ -26,6 +26,7 @@ from cifar_resnet.inference.backend import EXPORTED_FILE
 from cifar_resnet.inference.uncertainty import METRICS_FILE, RELIABILITY_FILE
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.registry import served_model
+from cifar_resnet.registry.card import fit_description
 from cifar_resnet.registry.evidence import pack_evidence, read_evidence
 from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
 from cifar_resnet.tracking.run import Run
@@ -70,7 +71,7 @@ def register_version(
         source=info.model_uri,
         run_id=run.id,
         tags=pack_evidence(values),
-        description=card,
+        description=fit_description(card),
         model_id=info.model_id,
     )
     return delete_duplicates(run.client, name, values, created)
@@ -84,7 +85,7 @@ def add_missing_values(client: MlflowClient, version: ModelVersion, values: dict
         for key, value in packed.items():
             client.set_model_version_tag(version.name, version.version, key, value)
     if not version.description:
-        client.update_model_version(version.name, version.version, description=card)
+        client.update_model_version(version.name, version.version, description=fit_description(card))
     if not client.get_registered_model(version.name).description:
         client.update_registered_model(version.name, description=MODEL_DESCRIPTION)
 

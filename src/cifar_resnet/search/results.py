@@ -65,20 +65,30 @@ def write_trials_csv(path: Path, results: Sequence[TrialResult]) -> None:
             table.writerow([*(getattr(result, column) for column in COLUMNS), *values])
 
 
-def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) -> None:
-    """Add full trainings of trials to DVC's queue.
+def queue_experiments(root: Path, study: str, results: Sequence[TrialResult]) -> int:
+    """Add full trainings of trials to DVC's queue, except for those that exist already; returns their number.
 
     Raises:
-        UserError: if DVC cannot run a queue, or reports an error; the trials before it are in the queue.
+        UserError: if DVC cannot run a queue, if it would not find own pictures, or if it reports an error; the trials
+            before it are in the queue.
     """
     from cifar_resnet.versioning.revisions import require_temporary_copies
+    from cifar_resnet.versioning.temporary_copy import require_own_pictures
 
     require_temporary_copies(root)
+    require_own_pictures(root, [])
+    queued = 0
     for result in results:
-        command = training_command(result, "--queue", f"--name={study}-trial-{result.number}")
+        name = f"{study}-trial-{result.number}"
+        command = training_command(result, "--queue", f"--name={name}")
         done = subprocess.run([sys.executable, "-m", *command], cwd=root, capture_output=True, text=True, check=False)
-        if done.returncode:
+        if "conflicts with existing experiment" in done.stderr:
+            print(f"search: experiment {name} exists already, so trial {result.number} is not queued")
+        elif done.returncode:
             raise UserError(f"trial {result.number}: {' '.join((done.stderr or done.stdout).split())[-300:]}")
+        else:
+            queued += 1
+    return queued
 
 
 def apply_trial(root: Path, params: Params, result: TrialResult) -> str:

@@ -183,7 +183,7 @@ def study_identity(params: Params, data: str) -> dict[str, Any]:
     Not part of it: the searched parameters, and the fields of `search` that may change while a study continues.
     """
     identity = flatten(params.model_dump(mode="json", include={"model", "train"}))
-    free = {"study", "storage", "sampler", "cost", "pruner", "seed", "trials", "minutes", "heartbeat_timeout_seconds"}
+    free = {"study", "storage", "sampler", "cost", "pruner", "trials", "minutes", "heartbeat_timeout_seconds"}
     identity["search.sampler"] = (
         f"nsga2 of {params.search.cost}" if params.search.sampler == "nsga2" else "random or tpe"
     )

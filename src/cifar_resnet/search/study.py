@@ -181,6 +181,7 @@ class Study:
             if stored is None:
                 self.optuna_study.set_user_attr(IDENTITY_KEY, identity)
                 return
+        stored = {"search.seed": identity["search.seed"]} | stored  # studies of earlier code do not name it
         differing = sorted(key for key in stored | identity if stored.get(key) != identity.get(key))
         if differing:
             raise UserError(

@@ -38,7 +38,8 @@ def run_search(root: Path, params: Params, *, limit: int, minutes: float) -> Stu
     disable_malloc_trim()
     data = load_search_data(root, params)
     num_classes = len(data.statistics["classes"])
-    study = Study(root, params, (file_hash(root / PREPARED / "train_images.npy"), num_classes))
+    weights = f", from weights {data.initial.weights_md5}" if data.initial else ""
+    study = Study(root, params, (file_hash(root / PREPARED / "train_images.npy") + weights, num_classes))
     with study.require_storage():
         run_trials(root, study, data, limit=limit, minutes=minutes)
     return study

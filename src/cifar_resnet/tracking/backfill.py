@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.files import read_json, read_object
-from cifar_resnet.params.file import load_params, params_summary, raw_sections
+from cifar_resnet.params.file import flatten, load_params, params_summary, raw_sections, replace_values
 from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, find_run, registry_lock, require_mlflow
 from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
 from cifar_resnet.training.history import EpochRecord, read_history
@@ -19,6 +19,7 @@ from cifar_resnet.versioning import revisions
 from cifar_resnet.versioning.provenance import (
     is_of_another_training,
     last_commit_of,
+    recorded_params,
     reproduce_command,
     run_name,
     with_experiment,
@@ -31,7 +32,7 @@ EVALUATION = "data/evaluation"
 METRICS = f"{EVALUATION}/metrics.json"
 COMPLETE = "complete"
 REGISTER_INPUTS = (CONFIG, WEIGHTS, METRICS, f"{EVALUATION}/predictions.csv")
-FILES = ("params.yaml", CONFIG, HISTORY, STATISTICS, METRICS, f"{EVALUATION}/**/*.png")
+FILES = ("params.yaml", "dvc.lock", CONFIG, HISTORY, STATISTICS, METRICS, f"{EVALUATION}/**/*.png")
 
 
 def backfill_runs(root: Path) -> None:
@@ -90,10 +91,15 @@ def check_files(folder: Path) -> None:
 
 
 def restore_training_params(root: Path, revision: Revision, folder: Path) -> None:
-    """Replace params.yaml by that of the commit with the model: a later commit can have other keys and values."""
+    """Give params.yaml the values of the training: it can be edited since, and a later commit can have other keys."""
     commit = last_commit_of(root, CONFIG, revision.commit)
     if commit:
-        revisions.copy_revision_files(root, replace(revision, commit=commit), ["params.yaml"], folder)
+        revisions.copy_revision_files(root, replace(revision, commit=commit), ["params.yaml", "dvc.lock"], folder)
+    path = folder / "params.yaml"
+    text = path.read_text(encoding="utf-8")
+    edited, recorded = flatten(raw_sections(text)), flatten(recorded_params(folder))
+    if changed := {key: value for key, value in recorded.items() if edited.get(key, ...) != value}:
+        path.write_text(replace_values(text, changed), encoding="utf-8")
 
 
 def delete_foreign_evaluation(folder: Path) -> None:

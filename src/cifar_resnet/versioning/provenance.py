@@ -69,6 +69,18 @@ def provenance_tags(root: Path) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
+def recorded_params(root: Path) -> dict[str, dict[str, Any]]:
+    """Sections model and train of the training that wrote data/model, from dvc.lock; empty if DVC recorded another."""
+    try:
+        stage = raw_sections((root / "dvc.lock").read_text(encoding="utf-8"))["stages"]["train"]
+        hashes = {output["path"]: output.get("md5") for output in stage["outs"]}
+        is_recorded = hashes["data/model/model.json"] == file_hash(root / "data/model/model.json")
+        sections: dict[str, dict[str, Any]] = stage["params"]["params.yaml"] if is_recorded else {}
+    except (OSError, LookupError, TypeError):
+        return {}
+    return sections
+
+
 def params_overrides(root: Path, commit: str, text: str) -> list[str]:
     """Differences of `text`, a params.yaml, from the params.yaml of `commit`, as arguments of `dvc exp run -S`.
 
