@@ -97,8 +97,9 @@ def restore_training_params(root: Path, revision: Revision, folder: Path) -> Non
         revisions.copy_revision_files(root, replace(revision, commit=commit), ["params.yaml", "dvc.lock"], folder)
     path = folder / "params.yaml"
     text = path.read_text(encoding="utf-8")
-    edited, recorded = flatten(raw_sections(text)), flatten(recorded_params(folder))
-    if changed := {key: value for key, value in recorded.items() if edited.get(key, ...) != value}:
+    sections, recorded = raw_sections(text), recorded_params(folder)
+    values, edited = flatten({name: recorded[name] for name in recorded if name in sections}), flatten(sections)
+    if changed := {key: value for key, value in values.items() if edited.get(key, ...) != value}:
         path.write_text(replace_values(text, changed), encoding="utf-8")
 
 
