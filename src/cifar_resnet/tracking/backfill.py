@@ -10,7 +10,7 @@ from typing import Any
 from mlflow import MlflowClient
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import read_json, read_object
+from cifar_resnet.files import atomic_write, read_json, read_object
 from cifar_resnet.params.file import flatten, load_params, params_summary, raw_sections, replace_values
 from cifar_resnet.tracking.client import ORIGINAL_RUN_TAG, connect, create_run, find_run, registry_lock, require_mlflow
 from cifar_resnet.tracking.run import EVALUATION_ARTIFACTS, REPRODUCE_TAG, Run, prefixed_test_metrics
@@ -100,7 +100,8 @@ def restore_training_params(root: Path, revision: Revision, folder: Path) -> Non
     sections, recorded = raw_sections(text), recorded_params(folder)
     values, edited = flatten({name: recorded[name] for name in recorded if name in sections}), flatten(sections)
     if changed := {key: value for key, value in values.items() if edited.get(key, ...) != value}:
-        path.write_text(replace_values(text, changed), encoding="utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(replace_values(text, changed), encoding="utf-8")
 
 
 def delete_foreign_evaluation(folder: Path) -> None:
