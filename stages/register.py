@@ -16,7 +16,7 @@ from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams, TrainParams
 from cifar_resnet.registry.card import CARD_FILE, TABLES, read_card
-from cifar_resnet.registry.evidence import PROVENANCE_KEYS, encode_mask
+from cifar_resnet.registry.evidence import encode_mask, provenance_evidence
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
@@ -80,7 +80,7 @@ def register(root: Path, policy: RegisterParams, card: str, test_data: str) -> D
     metrics = read_object(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
     mlflow_run = get_run(root, provenance["mlflow_run"])
-    evidence = {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance} | {
+    evidence = provenance_evidence(provenance) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],

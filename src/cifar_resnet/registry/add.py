@@ -13,7 +13,7 @@ from cifar_resnet.inference.uncertainty import METRICS_FILE
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.card import CARD_FILE
-from cifar_resnet.registry.evidence import PROVENANCE_KEYS, encode_mask
+from cifar_resnet.registry.evidence import encode_mask, provenance_evidence
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
@@ -33,7 +33,7 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
         raise UserError(f"{error.filename}: not found; install the package again") from None
     require_classes(root, policy.model_name, config["classes"])
     provenance, mean = config["provenance"], config["normalisation"]["mean"]
-    evidence = {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance} | {
+    evidence = provenance_evidence(provenance) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],
         "parameters": metrics["parameters"],

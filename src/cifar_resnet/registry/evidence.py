@@ -11,11 +11,16 @@ from mlflow.entities.model_registry import ModelVersion
 from cifar_resnet.evaluation.significance import CorrectMask
 
 EVIDENCE_TAG = "evidence"
-PROVENANCE_KEYS = (  # of model.json, that a version has too
+PROVENANCE_KEYS = (
     *("train_data", "test_data", "git_commit", "git_dirty", "git_error", "mlflow.source.git.commit"),
     *("dvc_experiment", "dvc_baseline", "params"),
 )
 READABLE_TAGS = ("accuracy", "accuracy_tta", "parameters", "git_commit", "dvc_experiment")
+
+
+def provenance_evidence(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a version takes over from the provenance in model.json."""
+    return {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance}
 
 
 def pack_evidence(values: dict[str, str]) -> dict[str, str]:
