@@ -37,12 +37,16 @@ class Convolution(nn.Conv2d):
         odd_rows, odd_columns = x.shape[-2] % 2, x.shape[-1] % 2
         if self.even_output and (odd_rows or odd_columns):
             x, margin = F.pad(x, (margin, margin - odd_columns, margin, margin - odd_rows)), 0
-        small = self.stride == (1, 1) and self.kernel_size != (1, 1) and x.shape[-1] <= MAX_SIDE
-        if small and self.training and x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx():
-            y: Tensor = SideBySide.apply(x, self.weight.to(x.dtype), margin)
-        else:
-            y = F.conv2d(x, self.weight, None, self.stride, margin)
+        return convolve(x, self.weight, self.stride, margin, training=self.training)
+
+
+def convolve(x: Tensor, weight: Tensor, stride: tuple[int, ...], margin: int, *, training: bool) -> Tensor:
+    """`F.conv2d` without bias; in training with the weight gradient of `SideBySide` where it is faster."""
+    small = stride == (1, 1) and weight.shape[-1] > 1 and x.shape[-1] <= MAX_SIDE
+    if small and training and uses_amx(x):
+        y: Tensor = SideBySide.apply(x, weight.to(x.dtype), margin)
         return y
+    return F.conv2d(x, weight, None, stride, margin)
 
 
 class SideBySide(torch.autograd.Function):
@@ -80,6 +84,11 @@ def side_by_side(x: Tensor, images: int, width: int) -> Tensor:
 def images_per_row(count: int, width: int) -> int:
     """The largest divisor of `count` with which a row has at most `MAX_ROW_PIXELS` pixels, at least 1."""
     return next(images for images in range(max(1, MAX_ROW_PIXELS // width), 0, -1) if count % images == 0)
+
+
+def uses_amx(x: Tensor) -> bool:
+    """Whether convolutions of x run on AMX."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and has_amx()
 
 
 @cache

@@ -4,6 +4,9 @@ Half of the filters are mirror images of the other half. Split into even and odd
 of all filters is block-diagonal: two blocks, each half as wide and half as high. This takes half the multiply-adds and
 half the parameters of an ordinary convolution with as many filters.
 
+On CPUs with AMX (Intel's matrix instructions), a small layer is faster as an ordinary convolution. It takes twice the
+multiply-adds, but no time to split images into even and odd parts.
+
 Source: Cohen and Welling, "Group Equivariant Convolutional Networks", 2016, here for the group of one reflection.
 """
 
@@ -15,7 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from cifar_resnet.models.convolution import convolve, uses_amx
+
 MAX_FOLDED_VALUES = 4_000_000  # a chunk of this size stays in the CPU's cache
+MAX_WHOLE_FILTERS = 65_536  # inputs times outputs of a layer that AMX computes without the blocks (benchmarks/LOG.md)
 
 
 class MirroredConvolution(nn.Conv2d):
@@ -33,8 +39,17 @@ class MirroredConvolution(nn.Conv2d):
         nn.init.kaiming_uniform_(self.odd, a=5**0.5)
 
     def forward(self, x: Tensor) -> Tensor:
+        if uses_amx(x) and 4 * self.in_channels * self.out_channels <= MAX_WHOLE_FILTERS:
+            filters = whole_filters(self.weight, self.odd).to(x.dtype)
+            return convolve(x, filters, (1, 1), self.kernel_size[0] // 2, training=self.training)
         y: Tensor = FoldedConvolution.apply(x, torch.stack([self.weight, self.odd]).to(x.dtype))
         return y
+
+
+def whole_filters(even: Tensor, odd: Tensor) -> Tensor:
+    """The filters (2 O, 2 I, K, K) of the ordinary convolution; second half: mirror images of the first."""
+    same, other = (even + odd) / 2, (even - odd) / 2
+    return torch.cat([torch.cat([same, other.flip(-1)], 1), torch.cat([other, same.flip(-1)], 1)])
 
 
 class FoldedConvolution(torch.autograd.Function):
@@ -49,7 +64,7 @@ class FoldedConvolution(torch.autograd.Function):
         kernel, filters = blocks.shape[-1], folded_filters(blocks)
         y = x.new_empty(len(x), *x.shape[2:], 2 * blocks.shape[1]).permute(0, 3, 1, 2)
         for images, out in split_images(kernel, x, y):
-            sum_and_difference(*convolve(fold(images, kernel), filters), *channel_halves(out))
+            sum_and_difference(*convolve_parts(fold(images, kernel), filters), *channel_halves(out))
         return y
 
     @staticmethod
@@ -65,7 +80,7 @@ class FoldedConvolution(torch.autograd.Function):
             sum_and_difference(first, second, *folded_gradient)
             blocks_gradient += block_gradient(fold(images, kernel), folded_gradient, kernel)
             if context.needs_input_grad[0]:
-                unfold_gradient(convolve(folded_gradient, filters), kernel, *channel_halves(out))
+                unfold_gradient(convolve_parts(folded_gradient, filters), kernel, *channel_halves(out))
         return x_gradient if context.needs_input_grad[0] else None, blocks_gradient.to(blocks.dtype)
 
 
@@ -82,11 +97,11 @@ def channel_halves(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def folded_filters(blocks: Tensor) -> Tensor:
-    """Half of the blocks in the layout that `convolve` takes: (2, O, I, K, K) -> (2, O, K I, K, 1)."""
+    """Half of the blocks in the layout that `convolve_parts` takes: (2, O, I, K, K) -> (2, O, K I, K, 1)."""
     return (blocks / 2).permute(0, 1, 4, 2, 3).flatten(2, 3).unsqueeze(-1).contiguous()
 
 
-def convolve(folded: Tensor, filters: Tensor) -> list[Tensor]:
+def convolve_parts(folded: Tensor, filters: Tensor) -> list[Tensor]:
     """Convolve (2, H, N, W, C) with filters (2, O, C, K, 1) to two (H, N, W, O).
 
     The filters are one pixel wide, so all images can be one wide image. oneDNN is faster on its long rows.
