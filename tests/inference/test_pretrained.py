@@ -69,6 +69,17 @@ def test_the_folder_has_the_evaluation_and_the_predictions_of_every_test_image(
     assert (tiny_pretrained / "reliability.csv").read_text().startswith("confidence,accuracy,")
 
 
+@pytest.mark.parametrize(("classes", "dtype"), [(10, np.uint8), (256, np.uint8), (300, np.uint16)])
+def test_predictions_of_many_classes_are_read_as_they_were_written(classes: int, dtype: type, tmp_path: Path) -> None:
+    last = classes - 1
+    pretrained.write_test_predictions(tmp_path, np.array([last, 0]), np.eye(classes)[[last, 1]])
+    with np.load(tmp_path / pretrained.PREDICTIONS_FILE) as arrays:
+        assert arrays["labels"].dtype == arrays["predicted"].dtype == dtype
+    labels, predicted, _ = pretrained.read_test_predictions(tmp_path)
+    assert labels.tolist() == [last, 0]
+    assert predicted.tolist() == [last, 1]
+
+
 @pytest.mark.parametrize(
     ("file", "values", "message"),
     [

@@ -23,9 +23,10 @@ def write_test_predictions(folder: Path, labels: Labels, probabilities: NDArray[
         labels: the true classes, (N,).
         probabilities: calibrated, (N, C).
     """
+    class_dtype = np.min_scalar_type(probabilities.shape[1] - 1)  # one byte for up to 256 classes
     arrays = {
-        "labels": labels.astype(np.uint8),
-        "predicted": probabilities.argmax(axis=1).astype(np.uint8),
+        "labels": labels.astype(class_dtype),
+        "predicted": probabilities.argmax(axis=1).astype(class_dtype),
         "confidence": probabilities.max(axis=1).astype(np.float32),
     }
     with atomic_write(folder / PREDICTIONS_FILE) as temporary, temporary.open("wb") as stream:
