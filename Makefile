@@ -67,7 +67,9 @@ benchmark-inference: .venv/ready ## compare prediction with torch and ONNX Runti
 # `eval` reads the preset once, so that its mistakes are printed once.
 quote = '$(subst ','\'',$(1))'
 preset = $(call quote,presets/$(NAME).yaml)
-options = $(eval options := $(shell test -f $(preset) && $(bin)/python -m cifar_resnet.params.overrides $(preset)))$(options)
+hash := \#
+verbatim = $(subst $(hash),\$(hash),$(subst $$,$$$$,$(1)))
+options = $(eval options := $(call verbatim,$(shell test -f $(preset) && $(bin)/python -m cifar_resnet.params.overrides $(preset))))$(options)
 preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: make preset NAME=wide MORE='--name wide-1 -S train.seed=1'
 	@test -f $(preset) || { echo NAME=$(call quote,'$(NAME)') is not a preset\; available presets:; \
 	  cd presets; for file in *.yaml; do sed "1!d; s/^#/  $${file%.yaml}:/" "$$file"; done; exit 1; } >&2
@@ -75,13 +77,13 @@ preset: .venv/ready ## train the values of presets/NAME.yaml as an experiment: m
 	@python -m cifar_resnet.versioning.temporary_copy $(options) $(MORE)
 	$(if $(options),dvc exp run --temp --name $(call quote,$(NAME)) $(options) $(MORE),@exit 1)
 
-# DVC runs no second experiment of the same name. After a failure the previous one is back.
+# DVC runs no second experiment of the same name from one commit. After a failure the previous one is back.
 # Stages that have run already are restored from DVC's cache.
-quick_refs := "refs/exps/*/*/quick"
 quick: .venv/ready ## run all six stages on a small network as an experiment: a few minutes, at least 85 % test accuracy
-	@before="$$(git for-each-ref --format='create %(refname) %(objectname)' $(quick_refs))"; \
-	trap 'git for-each-ref $(quick_refs) | grep -q . || [ -z "$$before" ] || git update-ref --stdin <<< "$$before"' EXIT; \
-	git for-each-ref --format='delete %(refname)' $(quick_refs) | git update-ref --stdin && \
+	@head="$$(git rev-parse HEAD)"; ref="refs/exps/$${head::2}/$${head:2}/quick"; \
+	before="$$(git rev-parse --quiet --verify "$$ref")"; \
+	trap '[ -z "$$before" ] || git show-ref --quiet "$$ref" || git update-ref "$$ref" "$$before"' EXIT; \
+	git update-ref -d "$$ref" && \
 	$(MAKE) --no-print-directory preset NAME=quick
 	@python -m cifar_resnet.cli.quick
 

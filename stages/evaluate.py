@@ -76,7 +76,7 @@ def main(root: Path) -> None:
     for name, figure in figures.items():
         write_figure(root / EVALUATION / "figures" / f"{name}.png", figure)
     write_json(root / EVALUATION / "metrics.json", metrics)
-    mlflow_run = get_run_or_null(root, provenance["mlflow_run"], params.tracking)
+    mlflow_run = get_run_or_null(root, provenance, params.tracking)
     mlflow_run.log_evaluation(root / EVALUATION)
     mlflow_run.end()
     accuracy_line, speed_line = summary_lines(metrics)

@@ -79,7 +79,7 @@ def register(root: Path, policy: RegisterParams, card: str, test_data: str) -> D
     provenance = config["provenance"]
     metrics = read_object(root / EVALUATION / "metrics.json")
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
-    mlflow_run = get_run(root, provenance["mlflow_run"])
+    mlflow_run = get_run(root, provenance)
     evidence = provenance_evidence(provenance) | {
         "accuracy": metrics["accuracy"],
         "accuracy_tta": metrics["accuracy_tta"],

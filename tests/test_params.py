@@ -1,5 +1,6 @@
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -107,6 +108,12 @@ def test_the_committed_file_is_valid() -> None:
             "space",
             {"train.weight_decay": {"low": 0.0, "high": 0.1, "scale": "log"}},
             "params.yaml: search.space.train.weight_decay is from 0.0 to 0.1: low must be below high, and above 0",
+        ),
+        (
+            "search",
+            "space",
+            {"train.init": ["none", "pretrained"]},
+            "params.yaml: search.space.train.init is unknown; allowed are model.layers",
         ),
         (
             "search",
@@ -341,6 +348,19 @@ def test_a_preset_is_valid_and_make_passes_all_its_values_to_dvc(path: Path, tmp
     assert preset | {"train.seed": 1} == {name: recorded[name] for name in (*preset, "train.seed")}
 
 
+def test_make_passes_the_characters_that_make_itself_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    (tmp_path / "presets").mkdir()
+    folder = "own $pictures #1 'a' $(x)"
+    (tmp_path / "presets/own.yaml").write_text(dump_yaml({"download.folder": folder}), encoding="utf-8")
+    output = make("-n", "-o", ".venv/ready", "preset", "NAME=own", root=tmp_path).stdout
+    (tmp_path / "params.yaml").write_text(dump_yaml(tiny_values()), encoding="utf-8")
+    apply_overrides(tmp_path / "params.yaml", shlex.split(output.splitlines()[-1])[7::2])
+    assert load_params(tmp_path / "params.yaml").download.folder == folder
+
+
 def test_an_unknown_preset_is_an_error_that_lists_the_available_ones() -> None:
     result = make("-o", ".venv/ready", "preset", "NAME=wild")
     assert result.returncode == 2
@@ -348,5 +368,5 @@ def test_an_unknown_preset_is_an_error_that_lists_the_available_ones() -> None:
     assert "\n  wide: " in result.stderr
 
 
-def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def make(*arguments: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["make", *arguments], cwd=root, capture_output=True, text=True, check=False)

@@ -53,8 +53,16 @@ def test_the_result_names_accuracy_and_registration_and_commands_that_exist(
     assert set(re.findall(r"^  make ([a-z-]+)", text, re.MULTILINE)) <= targets
 
 
-OTHERS = ["refs/exps/aa/bb/other", "refs/exps/aa/bb/quick-2"]
-EARLIER = ["refs/exps/aa/bb/quick", "refs/exps/cc/dd/quick"]
+OTHERS = ["refs/exps/aa/bb/other", "refs/exps/aa/bb/quick", "{head}/other", "{head}/quick-2"]
+EARLIER = "{head}/quick"
+
+
+def make_refs(root: Path, names: list[str]) -> list[str]:
+    commit = git(root, "rev-parse", "HEAD").strip()
+    references = [name.format(head=f"refs/exps/{commit[:2]}/{commit[2:]}") for name in names]
+    for reference in references:
+        git(root, "update-ref", reference, "HEAD")
+    return sorted(references)
 
 
 def refs_after_quick(root: Path, training: str) -> list[str]:
@@ -69,16 +77,15 @@ def refs_after_quick(root: Path, training: str) -> list[str]:
 
 
 @pytest.mark.parametrize("training", ["exit 1", "kill -INT $PPID; exit 1", "kill -TERM $PPID; exit 1"])
-@pytest.mark.parametrize("earlier", [EARLIER, []])
-def test_a_training_that_fails_keeps_the_earlier_experiments(root: Path, training: str, earlier: list[str]) -> None:
-    for name in (*earlier, *OTHERS):
-        git(root, "update-ref", name, "HEAD")
-    assert refs_after_quick(root, training) == sorted((*earlier, *OTHERS))
+@pytest.mark.parametrize("earlier", [[EARLIER], []])
+def test_a_training_that_fails_keeps_the_earlier_experiment(root: Path, training: str, earlier: list[str]) -> None:
+    names = make_refs(root, [*earlier, *OTHERS])
+    assert refs_after_quick(root, training) == names
 
 
-def test_a_training_replaces_the_earlier_experiments_of_this_name_and_no_others(root: Path) -> None:
-    for name in (*EARLIER, *OTHERS):
-        git(root, "update-ref", name, "HEAD")
-    none_is_left = "! git for-each-ref --format='%(refname)' | grep -q /quick$"  # DVC would refuse the name
-    refs = refs_after_quick(root, f"{none_is_left} && git update-ref refs/exps/ee/ff/quick HEAD")
-    assert refs == sorted([*OTHERS, "refs/exps/ee/ff/quick"])
+def test_a_training_replaces_the_earlier_experiment_of_this_commit_and_no_others(root: Path) -> None:
+    names = make_refs(root, [EARLIER, *OTHERS])
+    earlier = next(name for name in names if name.endswith("/quick") and "/aa/" not in name)
+    is_deleted = f"! git rev-parse --quiet --verify {earlier}"  # DVC would refuse the name
+    assert refs_after_quick(root, f"{is_deleted} && git update-ref {earlier} HEAD^{{tree}}") == names
+    assert git(root, "rev-parse", earlier) == git(root, "rev-parse", "HEAD^{tree}")

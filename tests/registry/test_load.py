@@ -9,8 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from PIL import Image
 
+from cifar_resnet.errors import UserError
 from cifar_resnet.inference import pretrained
 from cifar_resnet.registry.load import better_model, find_model
 
@@ -47,6 +51,23 @@ def test_without_a_name_the_champion_then_data_model_then_the_pretrained_weights
     assert str(model) == f"pretrained (test accuracy {metrics['accuracy']:.2%})"
     with find_model(root, "pretrained") as named:
         assert named == model
+
+
+def test_an_error_of_mlflow_does_not_mean_that_there_is_no_such_version(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MlflowException("the database is locked", TEMPORARILY_UNAVAILABLE)
+
+    for method in ("get_model_version", "get_model_version_by_alias"):
+        monkeypatch.setattr(MlflowClient, method, refuse)
+    with find_model(project, None) as model:
+        assert model.name == "data/model"
+    assert "the database is locked" in (message := capsys.readouterr().err)
+    assert message.endswith("; using data/model instead\n")
+    for requested in ("champion", "1"):
+        with pytest.raises(UserError, match="the database is locked"), find_model(project, requested):
+            pass
 
 
 def test_the_accuracy_is_unknown_without_an_evaluation_of_the_same_training(root: Path) -> None:

@@ -228,11 +228,23 @@ def test_the_policy_does_not_promote_a_version_that_was_rolled_back(client: Mlfl
     again = promote_if_better(client, 2, policy())
     assert (again.champion, again.reason) == (
         False,
-        "it was rolled back (it errs on ships); run `cifar-resnet registry promote 2` to override",
+        "it was rolled back (it errs on ships); override with `cifar-resnet registry promote 2`",
     )
     assert aliases(client) == {"champion": 1, "challenger": 2}
     set_champion(client, NAME, 2, action="promote", why="it does not")
     assert promote_if_better(client, 2, policy()).champion
+
+
+def test_the_policy_does_not_undo_a_promotion_by_hand(client: MlflowClient) -> None:
+    register_candidate(client, 0.92)
+    register_candidate(client, 0.93)
+    set_champion(client, NAME, 1, action="promote", why="a quarter of the size")
+    again = promote_if_better(client, 2, policy())
+    reason = "version 1 has replaced it (a quarter of the size); override with `cifar-resnet registry promote 2`"
+    assert (again.champion, again.reason) == (False, reason)
+    assert promote_if_better(client, 1, policy()).champion
+    assert register_candidate(client, 0.95).champion  # another network
+    assert not promote_if_better(client, 2, policy()).champion
 
 
 def test_after_an_unrecorded_change_rollback_takes_the_last_recorded_champion(client: MlflowClient) -> None:

@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -74,6 +76,47 @@ def test_download_of_own_pictures_keeps_hidden_files_and_after_an_error_all_file
     (tmp_path / "photos/Cat/broken.png").unlink()
     stage("download").main(tmp_path)
     assert {path.name: path.read_bytes() for path in raw.iterdir()} == before
+
+
+def test_download_deletes_what_a_killed_download_has_left_and_nothing_else(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos", per_class=3, seed=1)
+    raw = tmp_path / "data/raw"
+    for file in (".x1/train_images.npy", ".x2/data_batch_1.bin", ".drafts/train_images.npy", ".drafts/notes"):
+        (raw / file).parent.mkdir(parents=True, exist_ok=True)
+        (raw / file).touch()
+    (raw / ".empty").mkdir()
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"})
+    stage("download").main(tmp_path)
+    assert sorted(path.name for path in raw.glob(".*")) == [".drafts", ".empty"]
+    assert len(list((raw / ".drafts").iterdir())) == 2
+
+
+def test_pictures_that_are_added_while_a_stage_reads_are_an_error(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_photos(tmp_path / "photos", per_class=3, seed=1)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/model").symlink_to(project / "data/model")
+    write_params(tmp_path, download={"dataset": "folder", "folder": "photos"}, predict={"input": "photos"})
+    for name, function in (("download", "read_class_folders"), ("predict", "write_predictions_csv")):
+        module = stage(name)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, function, then_add_a_picture(getattr(module, function), tmp_path / "photos/Cat"))
+            with pytest.raises(UserError, match=r"photos/Cat/new.png changed while this stage read it"):
+                module.main(tmp_path)
+        (tmp_path / "photos/Cat/new.png").unlink()
+        module.main(tmp_path)
+
+
+def then_add_a_picture(read: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """`read`, after which the folder has one picture more."""
+
+    def read_then_add(*arguments: object) -> Any:
+        result = read(*arguments)
+        shutil.copy(min(folder.iterdir()), folder / "new.png")
+        return result
+
+    return read_then_add
 
 
 def test_the_files_in_data_raw_can_be_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_a_new_database_gets_the_workspace_and_every_experiment_once(
     backfill.backfill_runs(root)
     assert "backfill: 2 runs, 2 already complete" in capsys.readouterr().out
     assert database_content(client) == runs
-    copy = get_run(root, IDS["longer"])  # the run to which evaluate and register write
+    copy = get_run(root, {"mlflow_run": IDS["longer"]})  # the run to which evaluate and register write
     assert copy.tags["original_run"] == IDS["longer"]
 
 
@@ -184,7 +184,7 @@ def test_a_deleted_run_is_restored_and_new_test_results_are_added(root: Path, mo
     backfill.backfill_runs(root)
     client = connect(root)
     before = database_content(client)
-    client.delete_run(get_run(root, IDS["result"]).id)
+    client.delete_run(get_run(root, {"mlflow_run": IDS["result"]}).id)
     (root / "data/evaluation/metrics.json").write_text('{"accuracy": 0.9, "accuracy_tta": 0.5, "parameters": 7}')
     monkeypatch.setattr(sys, "argv", ["cifar_resnet", "backfill"])
     assert command.main(root) == 0
@@ -239,7 +239,7 @@ def test_a_run_that_mlflow_has_removed_for_good_is_added_again(root: Path) -> No
     backfill.backfill_runs(root)
     client = connect(root)
     before = database_content(client)
-    copy = get_run(root, IDS["result"]).id
+    copy = get_run(root, {"mlflow_run": IDS["result"]}).id
     client.delete_run(copy)
     command_line = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", client.tracking_uri, "--run-ids", copy]
     environment = {**os.environ, "MLFLOW_TRACKING_URI": client.tracking_uri}

@@ -97,10 +97,14 @@ def test_a_temporary_experiment_writes_to_the_projects_database(
 def test_results_of_a_run_from_another_database_go_to_a_new_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = get_run(tmp_path, "0" * 32)
+    trained = {"mlflow_run": "0" * 32, "git_commit": "1" * 40, "dvc_experiment": "wide", "train_data": "2" * 32}
+    run = get_run(tmp_path, trained)
     assert run.id != "0" * 32
+    tags = stored_run(tmp_path, run.id).data.tags
+    assert tags.items() >= {"original_run": "0" * 32, "git_commit": "1" * 40, "dvc_experiment": "wide"}.items()
+    assert "params" not in tags  # of the workspace, where it was not trained
     assert "MLflow has no run 000" in capsys.readouterr().out
-    assert get_run(tmp_path, run.id).id == run.id
+    assert get_run(tmp_path, {"mlflow_run": run.id}).id == run.id
 
 
 def test_an_unusable_database_is_reported_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +127,7 @@ def test_best_and_final_accuracy_are_metrics_and_the_description_starts_with_the
     )
     with start_run(tmp_path, "first") as run:
         run.log_training_summary([record(1, 0.5), record(2, 0.75), record(3, 0.625)], "To reproduce it: dvc repro")
-    evaluated = get_run(tmp_path, run.id)
+    evaluated = get_run(tmp_path, {"mlflow_run": run.id})
     evaluated.log_evaluation(tmp_path)
     evaluated.end()
     data = stored_run(tmp_path, run.id).data

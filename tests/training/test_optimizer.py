@@ -9,12 +9,13 @@ from cifar_resnet.training import optimizer
 PARAMS = tiny_params()
 
 
+@pytest.mark.parametrize("momenta", [{}, {"momentum": 0.0}, {"filter_momentum": 0.0}])
 @pytest.mark.parametrize("name", ["muon", "sgd"])
-def test_a_step_changes_exactly_the_trained_parameters(name: str) -> None:
+def test_a_step_changes_exactly_the_trained_parameters(name: str, momenta: dict[str, float]) -> None:
     torch.manual_seed(0)
     model = resnet.build_model(PARAMS.model, [0.5] * 3, [0.25] * 3, num_classes=10)
     before = {key: value.clone() for key, value in model.named_parameters()}
-    optimizers = optimizer.build_optimizers(model, tiny_params(train={"optimizer": name}).train)
+    optimizers = optimizer.build_optimizers(model, tiny_params(train={"optimizer": name, **momenta}).train)
     model(torch.rand(8, 3, 32, 32) * 255).logsumexp(1).sum().backward()
     for optimizer_ in optimizers:
         optimizer_.step()

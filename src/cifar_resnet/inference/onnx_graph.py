@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cifar_resnet.inference.onnx_file import INPUT, LOGITS, PROBABILITIES
 from cifar_resnet.models.batch_norm import PairedBatchNorm
-from cifar_resnet.models.mirrored_convolution import MirroredConvolution
+from cifar_resnet.models.mirrored_convolution import MirroredConvolution, whole_filters
 from cifar_resnet.models.resnet import Block, ResNet
 from cifar_resnet.params.schema import ModelParams
 
@@ -110,15 +110,8 @@ def add_convolution(graph: Graph, x: str, conv: nn.Conv2d, norm: nn.Module | Non
 
 
 def plain_filters(conv: nn.Conv2d) -> Tensor:
-    """The filters (O, I, K, K) of a convolution; those of a mirrored one are unfolded.
-
-    With blocks E (even) and D (odd), the first half of the outputs is (E + D) / 2 of the first half of the inputs plus
-    the mirror image of (E - D) / 2 of the second half. The second half of the outputs is the mirror image of the first.
-    """
-    if not isinstance(conv, MirroredConvolution):
-        return conv.weight
-    same, other = (conv.weight + conv.odd) / 2, (conv.weight - conv.odd) / 2
-    return torch.cat([torch.cat([same, other.flip(-1)], 1), torch.cat([other, same.flip(-1)], 1)])
+    """The filters (O, I, K, K) of a convolution."""
+    return whole_filters(conv.weight, conv.odd) if isinstance(conv, MirroredConvolution) else conv.weight
 
 
 def scale_and_bias(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,11 @@ class MirroredConvolution(nn.Conv2d):
 
 
 def whole_filters(even: Tensor, odd: Tensor) -> Tensor:
-    """The filters (2 O, 2 I, K, K) of the ordinary convolution; second half: mirror images of the first."""
+    """The filters (2 O, 2 I, K, K) of the ordinary convolution that computes the same.
+
+    The first half of the outputs is (E + D) / 2 of the first half of the inputs plus the mirror image of (E - D) / 2 of
+    the second half, with E = `even` and D = `odd`. The second half of the outputs is the mirror image of the first.
+    """
     same, other = (even + odd) / 2, (even - odd) / 2
     return torch.cat([torch.cat([same, other.flip(-1)], 1), torch.cat([other, same.flip(-1)], 1)])
 

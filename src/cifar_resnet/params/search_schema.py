@@ -14,10 +14,10 @@ from pydantic import (
 
 from cifar_resnet.params.schema import PER_LAYER, Fraction, ModelParams, Name, Section, Seed, TrainParams
 
-# The budget of a trial, or without influence on the result.
+# The same for all trials, the budget of a trial, or without influence on the result.
 NOT_SEARCHABLE = {
     "model.max_parameters",
-    *(f"train.{name}" for name in ("seed", "epochs", "low_resolution_share", "low_resolution")),
+    *(f"train.{name}" for name in ("seed", "init", "epochs", "low_resolution_share", "low_resolution")),
     *(f"train.{name}" for name in ("device", "precision", "processes", "sync_batch_norm")),
 }
 

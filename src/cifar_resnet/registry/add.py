@@ -41,7 +41,7 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
         "test_correct": encode_mask(labels == predicted),
         "model": file_hash(pretrained.FOLDER / WEIGHTS_FILE),
     }
-    mlflow_run = get_run(root, provenance["mlflow_run"], is_local=False)
+    mlflow_run = get_run(root, provenance, is_local=False)
     example = np.full((1, 32, 32, 3), 255 * np.array(mean), np.uint8)  # a picture of the mean color
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(

@@ -9,18 +9,16 @@ import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 
 from cifar_resnet.evaluation.significance import CorrectMask
+from cifar_resnet.versioning.provenance import training_tags
 
 EVIDENCE_TAG = "evidence"
-PROVENANCE_KEYS = (
-    *("train_data", "test_data", "git_commit", "git_dirty", "git_error", "mlflow.source.git.commit"),
-    *("dvc_experiment", "dvc_baseline", "params"),
-)
 READABLE_TAGS = ("accuracy", "accuracy_tta", "parameters", "git_commit", "dvc_experiment")
 
 
 def provenance_evidence(provenance: dict[str, Any]) -> dict[str, Any]:
     """What a version takes over from the provenance in model.json."""
-    return {name: provenance[name] for name in PROVENANCE_KEYS if name in provenance}
+    data = {name: provenance[name] for name in ("train_data", "test_data") if name in provenance}
+    return data | training_tags(provenance)
 
 
 def pack_evidence(values: dict[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.registry.promotion import (
@@ -16,7 +15,7 @@ from cifar_resnet.registry.promotion import (
     promotion_history,
     set_champion,
 )
-from cifar_resnet.tracking.client import MISSING_RUN_ERRORS
+from cifar_resnet.tracking.client import none_if_missing
 
 
 def list_models(client: MlflowClient, name: str, address: str) -> str:
@@ -49,13 +48,9 @@ def change_champion(client: MlflowClient, name: str, arguments: Namespace, addre
 
 
 def require_model(client: MlflowClient, name: str, address: str) -> None:
-    try:
-        client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in MISSING_RUN_ERRORS:
-            raise
+    if none_if_missing(lambda: client.get_registered_model(name)) is None:
         others = [registered.name for registered in client.search_registered_models()]
-        raise missing_model_error(name, address, others) from None
+        raise missing_model_error(name, address, others)
 
 
 def missing_model_error(name: str, address: str, others: Sequence[str] = ()) -> UserError:

@@ -200,6 +200,7 @@ def find_registered(root: Path, requested: str, stack: ExitStack) -> NamedModel 
     from cifar_resnet.params.file import load_params
     from cifar_resnet.registry.reader import model_folder, open_registry
     from cifar_resnet.registry.versions import find_version
+    from cifar_resnet.tracking.client import require_mlflow
 
     client = stack.enter_context(open_registry(root))
     if client is None:
@@ -207,7 +208,8 @@ def find_registered(root: Path, requested: str, stack: ExitStack) -> NamedModel 
     if is_uri:
         return evaluated_model(model_folder(requested, stack, root), requested)
     name = load_params(root / "params.yaml").register_.model_name
-    version = find_version(client, name, requested)
+    with require_mlflow(client):
+        version = find_version(client, name, requested)
     if version is None:
         return None
     model = evaluated_model(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from cifar_resnet.data.dataset_name import list_classes
 from cifar_resnet.errors import UserError
@@ -18,6 +17,7 @@ from cifar_resnet.evaluation import significance
 from cifar_resnet.evaluation.significance import Comparison
 from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.evidence import decode_mask, read_evidence
+from cifar_resnet.tracking.client import none_if_missing
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY_PREFIX = "champion_history."  # of tags of the registered model
@@ -63,7 +63,8 @@ def get_champion(client: MlflowClient, name: str) -> ModelVersion | None:
 def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams) -> Decision:
     """Make `version` the champion if the policy allows it, otherwise the challenger. Call it under `registry_lock`.
 
-    A version that was rolled back does not become the champion again; only `cifar-resnet registry promote` can do this.
+    A version that was rolled back, or that the present champion has replaced, does not become the champion again; only
+    `cifar-resnet registry promote` can do this.
 
     The evidence of a version (see `read_evidence`) has accuracy, parameters, test_data (hash of the images),
     test_correct (see `encode_mask`) and classes (their names as JSON). Versions of earlier code have no classes.
@@ -71,12 +72,8 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
     name = policy.model_name
     candidate, champion = client.get_model_version(name, str(version)), get_champion(client, name)
     promoted, reason, comparison = check_policy(candidate, champion, policy)
-    rollbacks = [
-        change for change in promotion_history(client, name) if change.action == "rollback" and change.before == version
-    ]
-    if promoted and rollbacks and (champion is None or int(champion.version) != version):
-        promoted = False
-        reason = f"it was rolled back ({rollbacks[-1].why}); run `cifar-resnet registry promote {version}` to override"
+    if promoted and reason != UNCHANGED and (lost := lost_alias(client, candidate, champion)):
+        promoted, reason = False, f"{lost}; {override_advice(candidate)}"
     if promoted:
         set_champion(client, name, version, action="promote", why=reason)
         winner = get_champion(client, name)
@@ -100,6 +97,19 @@ def promote_if_better(client: MlflowClient, version: int, policy: RegisterParams
         comparison=comparison,
         policy=policy.model_dump(exclude={"model_name"}),
     )
+
+
+def lost_alias(client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None) -> str:
+    """Why the candidate is not the champion any more: a rollback, or the present champion; empty if for neither."""
+    replaced = [
+        change for change in promotion_history(client, candidate.name) if change.before == int(candidate.version)
+    ]
+    for change in reversed(replaced):
+        if change.action == "rollback":
+            return f"it was rolled back ({change.why})"
+        if champion is not None and change.after == int(champion.version):
+            return f"version {change.after} has replaced it ({change.why})"
+    return ""
 
 
 def check_policy(
@@ -210,10 +220,10 @@ def get_version(client: MlflowClient, name: str, version: int) -> ModelVersion:
     Raises:
         UserError: if the version does not exist.
     """
-    try:
-        return client.get_model_version(name, str(version))
-    except MlflowException:
-        raise UserError(f"{name} has no version {version}; `make registry` lists the versions") from None
+    found = none_if_missing(lambda: client.get_model_version(name, str(version)))
+    if found is None:
+        raise UserError(f"{name} has no version {version}; `make registry` lists the versions")
+    return found
 
 
 def _user() -> str:

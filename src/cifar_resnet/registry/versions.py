@@ -29,6 +29,7 @@ from cifar_resnet.registry import served_model
 from cifar_resnet.registry.card import fit_description
 from cifar_resnet.registry.evidence import pack_evidence, read_evidence
 from cifar_resnet.registry.promotion import CHALLENGER, CHAMPION
+from cifar_resnet.tracking.client import none_if_missing
 from cifar_resnet.tracking.run import Run
 
 PIP_REQUIREMENTS = ("torch", "mlflow", "numpy", "safetensors", "pydantic", "pillow", "pillow_heif")
@@ -190,13 +191,10 @@ def delete_duplicates(client: MlflowClient, name: str, values: dict[str, str], c
 
 def find_version(client: MlflowClient, name: str, requested: str) -> ModelVersion | None:
     """Find a version by "champion" or "challenger", by its number, or by the id of the run that trained it."""
-    try:
-        if requested in (CHAMPION, CHALLENGER):
-            return client.get_model_version_by_alias(name, requested)
-        if requested.isdecimal():
-            return client.get_model_version(name, requested)
-    except MlflowException:  # the model or version does not exist
-        return None
+    if requested in (CHAMPION, CHALLENGER):
+        return none_if_missing(lambda: client.get_model_version_by_alias(name, requested))
+    if requested.isdecimal():
+        return none_if_missing(lambda: client.get_model_version(name, requested))
     versions = client.search_model_versions(f"name = '{name}'")
     return next((version for version in versions if version.run_id == requested), None)
 

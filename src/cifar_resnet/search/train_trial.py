@@ -107,7 +107,7 @@ def run_trial(
         run.log_params({"model": trial.params.model.model_dump(), "train": trial.params.train.model_dump()})
         run.log_metrics({"parameters": trial.parameters, "multiply_adds": trial.multiply_adds})
         outcome = train_trial(study, trial, data, run, reporter, stop_event)
-    except (UserError, MemoryError, RuntimeError) as error:  # torch reports missing memory as a RuntimeError
+    except (UserError, MemoryError, RuntimeError, ValueError) as error:  # the last two are torch's
         outcome, reason = "failed", " ".join(str(error).split())[:300] or type(error).__name__
     finally:
         run.set_tags({OUTCOME_TAG: outcome} | ({"reason": reason} if reason else {}))

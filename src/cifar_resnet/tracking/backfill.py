@@ -22,6 +22,7 @@ from cifar_resnet.versioning.provenance import (
     recorded_params,
     reproduce_command,
     run_name,
+    training_tags,
     with_experiment,
 )
 from cifar_resnet.versioning.revisions import Revision
@@ -184,11 +185,10 @@ def write_run(run: Run, root: Path, revision: Revision, folder: Path, history: l
 def run_name_and_tags(root: Path, revision: Revision, folder: Path, original: str) -> tuple[str, dict[str, str]]:
     """The name and tags that the run had where it was trained, and the tag by which a later backfill finds it."""
     provenance, text = read_provenance(folder), (folder / "params.yaml").read_text(encoding="utf-8")
-    tags = {key: value for key, value in provenance.items() if key.startswith(("git_", "dvc_", "mlflow.", "params"))}
     name = run_name(root, text, provenance.get("git_commit", ""))
     with suppress(UserError):  # params.yaml of another version of the code
         name = name or params_summary(load_params(folder / "params.yaml"))
-    return with_experiment(name or revision.name, tags), tags | {ORIGINAL_RUN_TAG: original}
+    return with_experiment(name or revision.name, provenance), training_tags(provenance) | {ORIGINAL_RUN_TAG: original}
 
 
 def params_to_log(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,10 @@
 import os
 import platform
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
@@ -32,8 +33,9 @@ from cifar_resnet.versioning import provenance
 
 EXPERIMENT = "cifar10-resnet"
 ORIGINAL_RUN_TAG = "original_run"  # run id in the database where the model was trained
-MISSING_RUN_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+MISSING_ERRORS = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 LOCK_SECONDS = 600.0
+Found = TypeVar("Found")
 
 
 def connect(root: Path) -> MlflowClient:
@@ -130,46 +132,44 @@ def _training_run(root: Path, name: str, folder: Path, is_active: Callable[[Path
         return Run(client, run_id)
 
 
-def get_run(root: Path, run_id: str, *, is_local: bool = True) -> Run:
+def get_run(root: Path, trained: Mapping[str, Any], *, is_local: bool = True) -> Run:
     """The run that trained the model, or a new run if this database does not have it.
 
     DVC can restore a model from its cache although its run is in another database.
 
     Args:
+        trained: the provenance in model.json.
         is_local: whether the database should have it; a message then says if it does not.
     """
-    client = connect(root)
+    client, run_id = connect(root), trained["mlflow_run"]
     with require_mlflow(client):
         local_id = find_run(client, run_id)
         if local_id is None:
             if is_local:
                 print(f"MLflow has no run {run_id}, which trained this model; its results go to a new run")
-            local_id = create_run(client, "restored", provenance.provenance_tags(root) | {ORIGINAL_RUN_TAG: run_id})
+            local_id = create_run(client, "restored", provenance.training_tags(trained) | {ORIGINAL_RUN_TAG: run_id})
             client.set_terminated(local_id, "FINISHED")
         return Run(client, local_id)
 
 
-def get_run_or_null(root: Path, run_id: str, params: TrackingParams) -> Run:
+def get_run_or_null(root: Path, trained: Mapping[str, Any], params: TrackingParams) -> Run:
     """Like `get_run`, but prints a message and returns a null run if MLflow cannot be used.
 
     Only for results that are also in DVC's files, because a backfill can add those later.
     """
     if not params.enabled:
-        return NullRun(run_id)
+        return NullRun(trained["mlflow_run"])
     try:
-        return get_run(root, run_id)
+        return get_run(root, trained)
     except UserError as error:
         print(f"{error}; then `make mlflow-backfill` adds these results")
-        return NullRun(run_id)
+        return NullRun(trained["mlflow_run"])
 
 
 def find_run(client: MlflowClient, run_id: str) -> str | None:
     """The id in this database of the run that was trained as `run_id`; a deleted run is restored."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in MISSING_RUN_ERRORS:
-            raise
+    run = none_if_missing(lambda: client.get_run(run_id))
+    if run is None:
         query = f"tags.{ORIGINAL_RUN_TAG} = '{run_id}'"
         copies = client.search_runs([experiment_id(client)], query, ViewType.ALL)
         if not copies:
@@ -178,6 +178,16 @@ def find_run(client: MlflowClient, run_id: str) -> str | None:
     if run.info.lifecycle_stage == "deleted":
         client.restore_run(run.info.run_id)
     return str(run.info.run_id)
+
+
+def none_if_missing(read: Callable[[], Found]) -> Found | None:
+    """What `read` returns; None if MLflow has no such run, model, version or alias. Other errors are raised."""
+    try:
+        return read()
+    except MlflowException as error:
+        if error.error_code not in MISSING_ERRORS:
+            raise
+        return None
 
 
 @contextmanager

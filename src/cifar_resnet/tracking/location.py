@@ -20,7 +20,7 @@ from cifar_resnet.errors import UserError
 
 CONNECTION_LIMITS = {  # MLflow's defaults are 7 retries and 120 seconds
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",  # seconds
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # seconds; 34 in all, less than training.distributed.TIMEOUT
     "PGCONNECT_TIMEOUT": "10",  # seconds
 }
 ALLOWED_URIS = "http://host:port, sqlite:///file or postgresql+psycopg2://user@host/database"

@@ -7,15 +7,14 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities import ViewType
-from mlflow.exceptions import MlflowException
 
 from cifar_resnet.errors import UserError
 from cifar_resnet.tracking.client import (
-    MISSING_RUN_ERRORS,
     connect,
     create_run,
     experiment_id,
     find_run,
+    none_if_missing,
     require_mlflow,
 )
 from cifar_resnet.tracking.run import NullRun, Run
@@ -104,10 +103,5 @@ def set_run_status(root: Path, run_id: str, status: str, *, only_from: Collectio
 
 def _current_status(client: MlflowClient, run_id: str) -> str | None:
     """The status of a run; None if it is deleted or not in the database."""
-    try:
-        info = client.get_run(run_id).info
-    except MlflowException as error:
-        if error.error_code not in MISSING_RUN_ERRORS:
-            raise
-        return None
-    return str(info.status) if info.lifecycle_stage == "active" else None
+    run = none_if_missing(lambda: client.get_run(run_id))
+    return str(run.info.status) if run is not None and run.info.lifecycle_stage == "active" else None

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from mlflow import MlflowClient
 
 from cifar_resnet.errors import UserError
-from cifar_resnet.tracking.client import connect, experiment_id
+from cifar_resnet.tracking.client import connect, experiment_id, require_mlflow
 from cifar_resnet.tracking.location import display_uri, project_home, tracking_uri
 from cifar_resnet.tracking.view import VIEW
 
@@ -33,7 +33,8 @@ def show_pages(root: Path, model: str) -> None:
         UserError: if MLflow cannot be used, or the server cannot start or ends by itself.
     """
     client, uri = connect(root), tracking_uri(root)
-    pages = page_addresses(client, model)
+    with require_mlflow(client):
+        pages = page_addresses(client, model)
     if urlsplit(uri).scheme in ("http", "https"):
         print(f"MLflow is the server at {display_uri(uri)}")
         print_addresses(display_uri(uri).rstrip("/"), pages)

@@ -68,17 +68,18 @@ def build_optimizers(model: nn.Module, params: TrainParams) -> list[torch.optim.
     heads = [p for name, p in trained if name.startswith("head.")]
     biases = [p for name, p in trained if p.ndim == 1 and not name.startswith("head.")]
 
-    def make_group(parameters: list[nn.Parameter], lr: float) -> dict[str, Any]:
-        return {"params": parameters, "lr": lr, "weight_decay": params.weight_decay / lr}
+    def make_group(parameters: list[nn.Parameter], lr: float, momentum: float) -> dict[str, Any]:
+        decay = {"weight_decay": params.weight_decay / lr}
+        return {"params": parameters, "lr": lr, "momentum": momentum, "nesterov": momentum > 0} | decay
 
-    groups = [make_group(biases, params.bias_lr), make_group(heads, params.head_lr)]
+    groups = [make_group(biases, params.bias_lr, params.momentum), make_group(heads, params.head_lr, params.momentum)]
     optimizers: list[torch.optim.Optimizer] = []
     if params.optimizer == "muon":
         precision, _ = device.select_dtype(params.precision, filters[0].device)
         optimizers.append(Muon(filters, lr=params.filter_lr, momentum=params.filter_momentum, precision=precision))
     else:
-        groups.append(make_group(filters, params.filter_lr) | {"momentum": params.filter_momentum})
-    optimizers.append(torch.optim.SGD(groups, momentum=params.momentum, nesterov=True, fused=True))
+        groups.append(make_group(filters, params.filter_lr, params.filter_momentum))
+    optimizers.append(torch.optim.SGD(groups, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

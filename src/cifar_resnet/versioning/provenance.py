@@ -15,6 +15,10 @@ from cifar_resnet.params.file import Params, flatten, params_summary, raw_sectio
 from cifar_resnet.params.overrides import to_hydra
 
 TRAINING_SECTIONS = ("preprocess.", "model.", "train.")
+TAGS = (
+    *("git_commit", "git_dirty", "git_error", "mlflow.source.git.commit"),
+    *("dvc_experiment", "dvc_baseline", "params"),
+)
 PIPELINE_OUTPUTS = ("dvc.lock", "data/")
 MAX_FILES = 20  # named in a run's description; own pictures can be thousands
 
@@ -67,6 +71,11 @@ def provenance_tags(root: Path) -> dict[str, str]:
     except GitError as error:
         tags["git_error"] = str(error)
     return {key: value for key, value in tags.items() if value}
+
+
+def training_tags(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What `provenance_tags` returned for the training, from the provenance in model.json."""
+    return {name: provenance[name] for name in TAGS if name in provenance}
 
 
 def recorded_params(root: Path) -> dict[str, dict[str, Any]]:
