@@ -1,6 +1,5 @@
 """data/model + data/evaluation -> register -> data/registry: model card, version in MLflow, perhaps the champion."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.file import load_params
 from cifar_resnet.params.schema import RegisterParams, TrainParams
 from cifar_resnet.registry.card import CARD_FILE, TABLES, read_card
-from cifar_resnet.registry.evidence import encode_mask, provenance_evidence
+from cifar_resnet.registry.evidence import model_evidence
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version, require_files, to_input_example
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
@@ -75,21 +74,11 @@ def register(root: Path, policy: RegisterParams, card: str, test_data: str) -> D
     Args:
         test_data: the hash of the test images.
     """
-    config = read_object(root / MODEL / CONFIG_FILE)
-    provenance = config["provenance"]
-    metrics = read_object(root / EVALUATION / "metrics.json")
+    config, metrics = read_object(root / MODEL / CONFIG_FILE), read_object(root / EVALUATION / "metrics.json")
+    correct = read_correct_mask(root / EVALUATION / "predictions.csv")
+    evidence = model_evidence(config, metrics, correct, root / MODEL / WEIGHTS_FILE) | {"test_data": test_data}
     pixels = read_array(root / PREPARED / "test_images.npy")[:1].astype(np.uint8)
-    mlflow_run = get_run(root, provenance)
-    evidence = provenance_evidence(provenance) | {
-        "accuracy": metrics["accuracy"],
-        "accuracy_tta": metrics["accuracy_tta"],
-        "parameters": metrics["parameters"],
-        "classes": json.dumps(config["classes"]),
-        "train_data": provenance["train_data"],
-        "test_data": test_data,
-        "test_correct": encode_mask(read_correct_mask(root / EVALUATION / "predictions.csv")),
-        "model": file_hash(root / MODEL / WEIGHTS_FILE),
-    }
+    mlflow_run = get_run(root, config["provenance"])
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(
             mlflow_run,

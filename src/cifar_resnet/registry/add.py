@@ -1,19 +1,18 @@
 """Register the pretrained weights, with the evidence that comes with them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from cifar_resnet.data.dataset_name import list_classes
 from cifar_resnet.errors import UserError
-from cifar_resnet.files import file_hash, read_json, read_object
+from cifar_resnet.files import read_json, read_object
 from cifar_resnet.inference import pretrained
 from cifar_resnet.inference.uncertainty import METRICS_FILE
 from cifar_resnet.models.saved_model import CONFIG_FILE, WEIGHTS_FILE
 from cifar_resnet.params.schema import RegisterParams
 from cifar_resnet.registry.card import CARD_FILE
-from cifar_resnet.registry.evidence import encode_mask, provenance_evidence
+from cifar_resnet.registry.evidence import model_evidence
 from cifar_resnet.registry.promotion import Decision, promote_if_better
 from cifar_resnet.registry.versions import register_version
 from cifar_resnet.tracking.client import get_run, registry_lock, require_mlflow
@@ -32,17 +31,10 @@ def add_pretrained(root: Path, policy: RegisterParams) -> Decision:
     except OSError as error:
         raise UserError(f"{error.filename}: not found; install the package again") from None
     require_classes(root, policy.model_name, config["classes"])
-    provenance, mean = config["provenance"], config["normalisation"]["mean"]
-    evidence = provenance_evidence(provenance) | {
-        "accuracy": metrics["accuracy"],
-        "accuracy_tta": metrics["accuracy_tta"],
-        "parameters": metrics["parameters"],
-        "classes": json.dumps(config["classes"]),
-        "test_correct": encode_mask(labels == predicted),
-        "model": file_hash(pretrained.FOLDER / WEIGHTS_FILE),
-    }
-    mlflow_run = get_run(root, provenance, is_local=False)
-    example = np.full((1, 32, 32, 3), 255 * np.array(mean), np.uint8)  # a picture of the mean color
+    evidence = model_evidence(config, metrics, labels == predicted, pretrained.FOLDER / WEIGHTS_FILE)
+    mlflow_run = get_run(root, config["provenance"], is_local=False)
+    mean = np.array(config["normalisation"]["mean"])
+    example = np.full((1, 32, 32, 3), 255 * mean, np.uint8)  # a picture of the mean color
     with registry_lock(mlflow_run.client, root), require_mlflow(mlflow_run.client):
         version = register_version(
             mlflow_run,

@@ -3,22 +3,44 @@
 import base64
 import json
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mlflow.entities.model_registry import ModelVersion
 
 from cifar_resnet.evaluation.significance import CorrectMask
+from cifar_resnet.files import file_hash
 from cifar_resnet.versioning.provenance import training_tags
 
 EVIDENCE_TAG = "evidence"
 READABLE_TAGS = ("accuracy", "accuracy_tta", "parameters", "git_commit", "dvc_experiment")
 
 
-def provenance_evidence(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What a version takes over from the provenance in model.json."""
+def model_evidence(
+    config: dict[str, Any], metrics: dict[str, Any], correct: CorrectMask, weights: Path
+) -> dict[str, Any]:
+    """What is known about a model.
+
+    Args:
+        config: the content of model.json.
+        metrics: the content of metrics.json.
+        correct: which test images are classified correctly, bool (N,).
+        weights: the file of the weights.
+    """
+    provenance = config["provenance"]
     data = {name: provenance[name] for name in ("train_data", "test_data") if name in provenance}
-    return data | training_tags(provenance)
+    results = {name: metrics[name] for name in ("accuracy", "accuracy_tta", "parameters")}
+    return (
+        training_tags(provenance)
+        | data
+        | results
+        | {
+            "classes": json.dumps(config["classes"]),
+            "test_correct": encode_mask(correct),
+            "model": file_hash(weights),
+        }
+    )
 
 
 def pack_evidence(values: dict[str, str]) -> dict[str, str]:
