@@ -31,16 +31,9 @@ def model_evidence(
     provenance = config["provenance"]
     data = {name: provenance[name] for name in ("train_data", "test_data") if name in provenance}
     results = {name: metrics[name] for name in ("accuracy", "accuracy_tta", "parameters")}
-    return (
-        training_tags(provenance)
-        | data
-        | results
-        | {
-            "classes": json.dumps(config["classes"]),
-            "test_correct": encode_mask(correct),
-            "model": file_hash(weights),
-        }
-    )
+    classes, mask = json.dumps(config["classes"]), encode_mask(correct)
+    identity = {"classes": classes, "test_correct": mask, "model": file_hash(weights)}
+    return training_tags(provenance) | data | results | identity
 
 
 def pack_evidence(values: dict[str, str]) -> dict[str, str]:
