@@ -147,10 +147,7 @@ def test_help_and_usage_import_nothing_heavy(tmp_path: Path, arguments: list[str
 def test_an_exported_file_predicts_like_torch_without_loading_it(
     project: Path, exported: Path, photos: Path, model: str
 ) -> None:
-    """The folder holds the weights too; the metadata of the file beside them says int8, which is faster than torch.
-
-    With AMX it would not be.
-    """
+    """The folder holds the weights too; the metadata of the file beside them says int8, which is faster than torch."""
     folder = photos / "model"
     shutil.copytree(project / "data/model", folder)
     graph = onnx.load(exported)
@@ -158,7 +155,6 @@ def test_an_exported_file_predicts_like_torch_without_loading_it(
     onnx.helper.set_model_props(graph, metadata)
     onnx.save(graph, folder / "model.onnx")
     code = "import atexit, sys; atexit.register(lambda: print(*sorted({name.split('.')[0] for name in sys.modules})))"
-    code += "; from cifar_resnet.inference import backend; backend.FAST_TORCH = {'int8': ()}"
     code += "; from cifar_resnet.cli.main import run_cli; run_cli()"
     requested = folder / "model.onnx" if model == "the file" else folder
     arguments = ("predict", "a.png", "--format", "json", "--top", "10", "--output", "out.json", "--device", "cpu")

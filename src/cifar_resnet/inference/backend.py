@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXPORTED_SUFFIX = ".onnx"
 EXPORTED_FILE, WEIGHTS_FILE = "model.onnx", "model.safetensors"
 ACCELERATORS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, and of both in Windows' Linux
-FAST_TORCH = {"float32": ("amx_bf16", "avx512_bf16"), "int8": ("amx_bf16",)}  # CPU flags with which torch is faster
+FAST_BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # CPU flags with which torch is faster than float32 of ONNX Runtime
 
 
 def load_classifier(path: Path, device: Device = "auto") -> Classifier:
@@ -103,8 +103,8 @@ def faster_export(folder: Path, device: Device) -> Classifier | None:
 def is_fast(precision: str, device: Device) -> bool:
     """Whether an exported model is at least as fast as torch, as far as can be told without loading torch.
 
-    Measured: int8 is faster than bfloat16 with AVX512-bf16 and faster than float32 with AVX2; float32 is slower than
-    bfloat16 (docs/results.md). With AMX and on accelerators, torch is expected to be faster.
+    Measured: int8 is faster than torch on every kind of CPU, float32 is slower than bfloat16 (docs/results.md,
+    benchmarks/LOG.md). On accelerators, torch is expected to be faster.
     """
     if find_spec("torch") is None:
         return True
@@ -112,7 +112,7 @@ def is_fast(precision: str, device: Device) -> bool:
         return False
     information = Path("/proc/cpuinfo")
     flags = information.read_text(encoding="utf-8").split() if information.exists() else []
-    return not any(flag in flags for flag in FAST_TORCH[precision])
+    return precision == "int8" or FAST_BFLOAT16.isdisjoint(flags)
 
 
 def load_torch(folder: Path, target: torch.device) -> Classifier:
